@@ -1,0 +1,52 @@
+# demo: a real call replayed through the real engine     test: everything CI runs
+# check: linters and types alone                         bench: speed and memory, as tables and JSON
+# matrix: the tests on every supported Python found here  format: tidy the code
+.DELETE_ON_ERROR:
+.PHONY: demo test check bench matrix format clean
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+# The first Python of 3.11 or newer on PATH; override with PYTHON=...
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "moss-voice needs Python 3.11 or newer on PATH (or PYTHON=/path/to/python)" >&2; exit 1; }
+	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv >/dev/null 2>&1 \
+		|| echo "uv is not to be had; installing with pip"
+	@echo "Installing moss-voice and its tools into $(VENV) (hnswlib is compiled: about a minute)"
+	@if test -x $(VENV)/bin/uv; then \
+		$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev]'; \
+	else \
+		$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
+	fi
+	@touch $@
+
+demo: $(READY)
+	@$(VENV)/bin/moss-voice demo
+
+check: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+test: check
+	$(PY) -m pytest
+
+bench: $(READY)
+	$(PY) -m benchmarks.run $(ARGS)
+
+matrix:
+	@for v in 3.11 3.12 3.13; do \
+		p=$$(command -v python$$v) && "$$p" -c '' 2>/dev/null || { echo "python$$v is not here: left out"; continue; }; \
+		echo "== python$$v"; $(MAKE) --no-print-directory test VENV=.venv-$$v PYTHON=$$p || exit 1; done
+
+format: $(READY)
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf .venv .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The far side: a log of immutable files that readers and writers share."""

@@ -1,0 +1,554 @@
+"""Documents, their vectors and their words as one searchable whole.
+
+One writer and many readers: a writer prepares rows beyond what any reader sees and publishes them by
+a single assignment; a reader takes the published generation once and works on it undisturbed. Nothing
+here embeds, waits, or knows where documents come from.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from moss_voice.errors import InvalidArgumentError
+from moss_voice.filters import Columns, Filter
+from moss_voice.keywords import Keywords, Postings
+from moss_voice.ranking import best, fuse, to_score
+from moss_voice.types import Metadata
+from moss_voice.vectors import EXACT_ROWS, Graph, Vectors
+
+__all__ = [
+    "Batch",
+    "Block",
+    "Index",
+    "Match",
+    "StoredDocument",
+    "decode_document",
+    "encode_document",
+]
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+# What the graph and the keywords each propose before the exact scores decide. With fewer, a document
+# that is good in both but best in neither is missed.
+CANDIDATES: Final = 100
+# Tombstones are swept out when they outnumber the living, but not for a handful.
+SWEEP_ROWS: Final = 1024
+
+
+class StoredDocument(NamedTuple):
+    """A document as it is kept: without its vector, which sits in a row of the matrix."""
+
+    id: str
+    text: str
+    metadata: Metadata | None
+    payload: Any
+
+
+def encode_document(id: str, text: str, metadata: Metadata | None, payload: Any) -> bytes:  # noqa: A002
+    """Return a document as one line of JSON in UTF-8.
+
+    Raises:
+        InvalidArgumentError: If the text is not valid Unicode or the payload is not JSON; names the id.
+    """
+    fields: dict[str, Any] = {"id": id, "text": text}
+    if metadata is not None:
+        fields["metadata"] = metadata
+    if payload is not None:
+        fields["payload"] = payload
+    try:
+        line = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return line.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        # The foreign message may quote the text, so it is dropped with its chain.
+        raise InvalidArgumentError(
+            f"document {id!r}: expected text in valid Unicode and a payload of plain JSON values"
+            f" ({type(error).__name__})"
+        ) from None
+
+
+def decode_document(line: bytes) -> StoredDocument:
+    """Read back what `encode_document` wrote."""
+    fields = json.loads(line)
+    return StoredDocument(
+        fields["id"], fields["text"], fields.get("metadata"), fields.get("payload")
+    )
+
+
+class Batch(NamedTuple):
+    """Documents to add, ready for their rows.
+
+    Attributes:
+        ids: One per document; where one repeats, the last document wins.
+        documents: One encoded line per document.
+        vectors: (n, dim) float32 unit rows.
+        terms: One (m,) int64 array of term hashes per document.
+        written_at: (n,) int64 milliseconds since the epoch.
+    """
+
+    ids: Sequence[str]
+    documents: Sequence[bytes]
+    vectors: F32
+    terms: Sequence[I64]
+    written_at: I64
+
+
+class Block(NamedTuple):
+    """Rows that were stored, or are to be: what passes between an index and a segment.
+
+    Attributes:
+        ids: One per row.
+        documents: One encoded line per row.
+        vectors: (n, dim) float32 unit rows; may be backed by a file.
+        postings: The rows' terms, rows numbered from 0.
+        lengths: (n,) int32, terms per row.
+        written_at: (n,) int64 milliseconds.
+        alive: (n,) bool.
+        ordinals: (n,) int64, the place in the order of first insertion.
+    """
+
+    ids: Sequence[str]
+    documents: Sequence[bytes]
+    vectors: F32
+    postings: Postings
+    lengths: npt.NDArray[np.int32]
+    written_at: I64
+    alive: Bool
+    ordinals: I64
+
+
+class Match(NamedTuple):
+    """A row that a search found.
+
+    Attributes:
+        score: In [0, 1]: the cosine mapped, or the share of the best keyword score at alpha 0.
+        fused: What it was ranked by; comparable within one search only.
+    """
+
+    row: int
+    document: StoredDocument
+    score: float
+    fused: float
+
+
+class _Column:
+    """An int64 column that grows by doubling; a view of published rows never changes."""
+
+    __slots__ = ("_data", "_size")
+
+    def __init__(self, values: I64) -> None:
+        self._data = values.astype(np.int64)
+        self._size = values.size
+
+    def append(self, values: I64) -> None:
+        size = self._size + values.size
+        if size > self._data.size:
+            grown = np.empty(max(size, 2 * self._data.size, 16), np.int64)
+            grown[: self._size] = self._data[: self._size]
+            self._data = grown
+        self._data[self._size : size] = values
+        self._size = size
+
+    def view(self, n_rows: int) -> I64:
+        return self._data[:n_rows]
+
+
+class _Matter:
+    """The row arrays: append-only, replaced as a whole when tombstones are swept out."""
+
+    __slots__ = ("columns", "documents", "ids", "keywords", "ordinals", "vectors", "written_at")
+
+    def __init__(self, blocks: Sequence[Block], *, dim: int) -> None:
+        self.ids: list[str] = [id_ for block in blocks for id_ in block.ids]
+        self.documents: list[bytes] = [line for block in blocks for line in block.documents]
+        self.vectors = Vectors(dim, base=[block.vectors for block in blocks if len(block.ids)])
+        self.keywords = Keywords()
+        for block in blocks:
+            if len(block.ids):
+                self.keywords.append(block.postings, block.lengths)
+        none = np.empty(0, np.int64)
+        self.ordinals = _Column(np.concatenate([none, *(block.ordinals for block in blocks)]))
+        self.written_at = _Column(np.concatenate([none, *(block.written_at for block in blocks)]))
+        self.columns = Columns(self._metadata_of)
+
+    def _metadata_of(self, row: int) -> Mapping[str, Any] | None:
+        return decode_document(self.documents[row]).metadata
+
+
+class _Generation(NamedTuple):
+    """What readers see: taken once per search."""
+
+    matter: _Matter
+    n_rows: int
+    alive: Bool
+    n_alive: int
+    graph: Graph | None
+
+
+class Index:
+    """Rows of documents that can be searched while they change.
+
+    `repr` tells its state. Every method is synchronous and thread-safe: writers take turns, readers
+    never wait.
+    """
+
+    def __init__(self, dim: int, *, blocks: Sequence[Block] = ()) -> None:
+        """Start from stored blocks, or empty.
+
+        Args:
+            dim: Numbers per vector.
+            blocks: In the order of their rows; ids are distinct among the rows alive.
+
+        Raises:
+            InvalidArgumentError: If the blocks disagree with `dim` or with themselves.
+        """
+        if dim < 1:
+            raise InvalidArgumentError(f"dim must be at least 1, got {dim}")
+        self.dim = dim
+        self._write = threading.Lock()
+        matter = _Matter(blocks, dim=dim)
+        alive = np.concatenate([np.empty(0, np.bool_), *(block.alive for block in blocks)])
+        alive.flags.writeable = False
+        self._row_of = {matter.ids[row]: int(row) for row in np.flatnonzero(alive)}
+        if len(self._row_of) != int(alive.sum()):
+            raise InvalidArgumentError("two rows alive share an id")
+        ordinals = matter.ordinals.view(alive.size)
+        self._next_ordinal = int(ordinals.max(initial=-1)) + 1
+        self._generation = _Generation(matter, alive.size, alive, len(self._row_of), None)
+
+    def __len__(self) -> int:
+        return self._generation.n_alive
+
+    def __repr__(self) -> str:
+        now = self._generation
+        graph = f", graph over {now.graph.n_rows}" if now.graph else ""
+        return f"<Index {now.n_alive} docs in {now.n_rows} rows{graph}>"
+
+    def __contains__(self, id_: object) -> bool:
+        return id_ in self._row_of
+
+    def upsert(self, batch: Batch) -> tuple[int, int]:
+        """Add documents, replacing those whose id is known.
+
+        Args:
+            batch: See `Batch`.
+
+        Returns:
+            How many were added and how many updated. O(batch) but for a copy of the mask of live
+            rows (one byte a row) and, now and then, a doubling.
+        """
+        if len(batch.ids) == 0:
+            return 0, 0
+        with self._write:
+            now = self._generation
+            matter = now.matter
+            last = {id_: position for position, id_ in enumerate(batch.ids)}
+            added = sum(id_ not in self._row_of for id_ in last)
+            keep = sorted(last.values())
+            ids = [batch.ids[position] for position in keep]
+            terms = [batch.terms[position] for position in keep]
+            replaced = [self._row_of[id_] for id_ in ids if id_ in self._row_of]
+            ordinals = self._ordinals_for(batch.ids, ids, matter)
+
+            # Whatever can fail comes before the first row is written.
+            postings = Postings.of(terms)
+            lengths = np.array([hashes.size for hashes in terms], np.int32)
+            matter.vectors.append(np.ascontiguousarray(batch.vectors[keep], np.float32))
+            matter.keywords.append(postings, lengths)
+            matter.ids.extend(ids)
+            matter.documents.extend(batch.documents[position] for position in keep)
+            matter.ordinals.append(ordinals)
+            matter.written_at.append(batch.written_at[keep])
+
+            alive = np.ones(now.n_rows + len(ids), np.bool_)
+            alive[: now.n_rows] = now.alive
+            alive[replaced] = False
+            for offset, id_ in enumerate(ids):
+                self._row_of[id_] = now.n_rows + offset
+            self._publish(matter, alive, now.graph)
+            return added, len(batch.ids) - added
+
+    def _ordinals_for(self, given: Sequence[str], kept: Sequence[str], matter: _Matter) -> I64:
+        """Return the kept documents' ordinals: a known document keeps its place, a new one gets the next."""
+        fresh: dict[str, int] = {}
+        for id_ in given:
+            if id_ not in self._row_of and id_ not in fresh:
+                fresh[id_] = self._next_ordinal + len(fresh)
+        self._next_ordinal += len(fresh)
+        known = matter.ordinals.view(len(matter.ids))
+        return np.array(
+            [fresh[id_] if id_ in fresh else known[self._row_of[id_]] for id_ in kept], np.int64
+        )
+
+    def delete(self, ids: Collection[str]) -> list[str]:
+        """Remove documents; unknown ids are passed over. Returns the ids removed, in order."""
+        with self._write:
+            now = self._generation
+            gone = [id_ for id_ in dict.fromkeys(ids) if id_ in self._row_of]
+            if gone:
+                alive = now.alive.copy()
+                alive[[self._row_of.pop(id_) for id_ in gone]] = False
+                self._publish(now.matter, alive, now.graph)
+            return gone
+
+    def _publish(self, matter: _Matter, alive: Bool, graph: Graph | None) -> None:
+        alive.flags.writeable = False
+        n_alive = len(self._row_of)
+        dead = alive.size - n_alive
+        if dead > max(SWEEP_ROWS, n_alive):
+            rows = np.flatnonzero(alive)
+            block = _extract(matter, rows)
+            matter = _Matter([block], dim=self.dim)
+            self._row_of = {id_: row for row, id_ in enumerate(block.ids)}
+            alive = np.ones(rows.size, np.bool_)
+            graph = None
+        self._generation = _Generation(matter, alive.size, alive, n_alive, graph)
+
+    def get(self, ids: Sequence[str] | None = None) -> list[StoredDocument]:
+        """Return documents by id in the order asked (unknown ids are passed over), or all in order."""
+        with self._write:
+            now = self._generation
+            rows = self._rows_of(now, ids)
+            lines = [now.matter.documents[row] for row in rows]
+        return [decode_document(line) for line in lines]
+
+    def vectors_of(self, ids: Sequence[str]) -> F32:
+        """Return the stored unit rows of known ids, (n, dim) float32, in the order asked."""
+        with self._write:
+            now = self._generation
+            return now.matter.vectors.take(self._rows_of(now, ids))
+
+    def extract(self, ids: Sequence[str] | None = None) -> Block:
+        """Return the rows of these documents (all where None) as a block, in order of ordinal."""
+        with self._write:
+            now = self._generation
+            rows = self._rows_of(now, ids)
+            order = np.argsort(now.matter.ordinals.view(now.n_rows)[rows], kind="stable")
+            return _extract(now.matter, rows[order])
+
+    def _rows_of(self, now: _Generation, ids: Sequence[str] | None) -> I64:
+        if ids is None:
+            rows = np.flatnonzero(now.alive)
+            return rows[np.argsort(now.matter.ordinals.view(now.n_rows)[rows], kind="stable")]
+        return np.array([self._row_of[id_] for id_ in ids if id_ in self._row_of], np.int64)
+
+    def search(
+        self,
+        *,
+        vector: F32 | None,
+        terms: Mapping[int, float] | I64 | None,
+        top_k: int,
+        alpha: float,
+        condition: Filter | None = None,
+        min_score: float | None = None,
+        exclude: Collection[str] = (),
+        boost: Mapping[str, float] | None = None,
+    ) -> list[Match]:
+        """Return the best documents, best first, equal ones in order of insertion.
+
+        Args:
+            vector: (dim,) float32 unit vector; None only at alpha 0.
+            terms: The query's term hashes, or their weights; None only at alpha 1.
+            top_k: The most to return.
+            alpha: See `ranking.fuse`.
+            condition: Only documents that pass are ranked.
+            min_score: Documents of a lower score are left out.
+            exclude: Ids that are left out.
+            boost: Added to the fused score of these ids.
+
+        Returns:
+            As many as exist up to `top_k`, but for `min_score` and, at alpha 0, documents that share
+            no word with the query. Exact while the index is small or the filter leaves few rows; else
+            the graph and the keywords propose candidates, which are scored exactly.
+        """
+        now = self._generation
+        allowed = now.alive
+        if condition is not None:
+            allowed = allowed & condition.mask(now.matter.columns, now.n_rows)
+        if exclude:
+            barred = [self._row_of[id_] for id_ in exclude if id_ in self._row_of]
+            allowed = allowed.copy()
+            allowed[[row for row in barred if row < now.n_rows]] = False
+        n_allowed = int(np.count_nonzero(allowed))
+        if n_allowed == 0 or top_k < 1:
+            return []
+
+        words, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+        if alpha < 1.0 and terms is not None and len(terms):
+            words, scores = now.matter.keywords.scores(terms, n_rows=now.n_rows, alive=now.alive)
+            passing = allowed[words]
+            words, scores = words[passing], scores[passing]
+        if alpha == 0.0 or vector is None:
+            return self._keyword_matches(now, words, scores, top_k=top_k, min_score=min_score)
+
+        boosted = self._boosted(boost, now.n_rows)
+        rows = self._candidates(now, vector, words, scores, allowed, n_allowed, top_k, boosted)
+        dense = (
+            now.matter.vectors.scan(vector, n_rows=now.n_rows)
+            if rows is None
+            else now.matter.vectors.dot(vector, rows)
+        )
+        keyword = np.zeros(now.n_rows, np.float32)
+        keyword[words] = scores
+        if rows is not None:
+            keyword = keyword[rows]
+        fused = fuse(dense, keyword, alpha=alpha)
+        score = to_score(dense)
+        for row, extra in boosted.items():
+            at = row if rows is None else int(np.searchsorted(rows, row))
+            if at < fused.size and (rows is None or rows[at] == row):
+                fused[at] += np.float32(extra)
+        if rows is None:
+            fused[~allowed] = -np.inf
+        if min_score is not None:
+            fused[score < min_score] = -np.inf
+        ordinals = now.matter.ordinals.view(now.n_rows)
+        chosen = best(fused, ordinals if rows is None else ordinals[rows], k=top_k)
+        return [
+            Match(
+                row := int(at if rows is None else rows[at]),
+                decode_document(now.matter.documents[row]),
+                float(score[at]),
+                float(fused[at]),
+            )
+            for at in chosen
+        ]
+
+    def _boosted(self, boost: Mapping[str, float] | None, n_rows: int) -> dict[int, float]:
+        rows = ((self._row_of.get(id_, n_rows), extra) for id_, extra in (boost or {}).items())
+        return {row: extra for row, extra in rows if row < n_rows}
+
+    def _candidates(
+        self,
+        now: _Generation,
+        vector: F32,
+        words: I64,
+        scores: F32,
+        allowed: Bool,
+        n_allowed: int,
+        top_k: int,
+        boosted: Mapping[int, float],
+    ) -> I64 | None:
+        """Return the rows worth an exact score, ascending, or None for all of them."""
+        if now.n_rows <= EXACT_ROWS:
+            return None
+        # Gathering rows costs about three times as much as scanning them in place.
+        if 3 * n_allowed < now.n_rows:
+            return np.flatnonzero(allowed)
+        if now.graph is None:
+            return None
+        wanted = max(CANDIDATES, 4 * top_k)
+        near, _ = now.graph.search(vector, min(wanted, now.graph.n_rows))
+        near = near[allowed[near]]
+        tail = np.arange(now.graph.n_rows, now.n_rows)
+        tail = tail[allowed[tail]]
+        if near.size + tail.size < min(n_allowed, 2 * top_k) or wanted > now.graph.n_rows:
+            return None
+        if words.size > wanted:
+            words = words[np.argpartition(scores, words.size - wanted)[words.size - wanted :]]
+        extra = np.array([row for row in boosted if allowed[row]], np.int64)
+        return np.unique(np.concatenate([near, tail, words, extra]))
+
+    def _keyword_matches(
+        self, now: _Generation, rows: I64, scores: F32, *, top_k: int, min_score: float | None
+    ) -> list[Match]:
+        share = scores / scores.max(initial=np.float32(1e-30))
+        fused = share.copy()
+        if min_score is not None:
+            fused[share < min_score] = -np.inf
+        chosen = best(fused, now.matter.ordinals.view(now.n_rows)[rows], k=top_k)
+        return [
+            Match(
+                int(rows[at]),
+                decode_document(now.matter.documents[int(rows[at])]),
+                float(share[at]),
+                float(fused[at]),
+            )
+            for at in chosen
+        ]
+
+    @property
+    def wants_graph(self) -> bool:
+        """True where enough rows are beyond the graph's reach to be worth a new one."""
+        now = self._generation
+        covered = now.graph.n_rows if now.graph else 0
+        return now.n_rows - covered > max(EXACT_ROWS, covered // 4)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows, dead ones included: what a graph of this index covers."""
+        return self._generation.n_rows
+
+    def build_graph(
+        self, *, threads: int = 1, should_stop: Callable[[], bool] | None = None
+    ) -> Graph | None:
+        """Build a graph over the present rows and use it from then on; searches go on meanwhile.
+
+        Returns:
+            The graph, or None where it was stopped or the rows were swept meanwhile. 50,000 rows take
+            about 10 s of one core.
+        """
+        now = self._generation
+        graph = Graph.build(
+            now.matter.vectors, now.n_rows, threads=threads, should_stop=should_stop
+        )
+        return graph if graph is not None and self._adopt(graph, now.matter) else None
+
+    def read_graph(self, path: Path, *, n_rows: int) -> Graph:
+        """Read a graph of this index's first rows from a file; see `Graph.read`."""
+        return Graph.read(path, self._generation.matter.vectors, n_rows=n_rows)
+
+    def adopt_graph(self, graph: Graph) -> bool:
+        """Use a graph that was built over this index's first rows earlier; False where it cannot be."""
+        return self._adopt(graph, self._generation.matter)
+
+    def _adopt(self, graph: Graph, matter: _Matter) -> bool:
+        with self._write:
+            now = self._generation
+            if now.matter is not matter or graph.n_rows > now.n_rows:
+                return False
+            self._generation = now._replace(graph=graph)
+            return True
+
+    def _check(self) -> None:
+        """Assert every invariant: for tests, after each step of a random run."""
+        with self._write:
+            now = self._generation
+            matter = now.matter
+            assert now.alive.size == now.n_rows == len(matter.ids) == len(matter.documents)  # noqa: S101
+            assert matter.vectors.n_rows == matter.keywords.n_rows == now.n_rows  # noqa: S101
+            living = {matter.ids[row]: int(row) for row in np.flatnonzero(now.alive)}
+            assert living == self._row_of  # noqa: S101
+            assert now.n_alive == len(living)  # noqa: S101
+            ordinals = matter.ordinals.view(now.n_rows)[now.alive]
+            assert np.unique(ordinals).size == ordinals.size  # noqa: S101
+            assert ordinals.max(initial=-1) < self._next_ordinal  # noqa: S101
+            rows = np.flatnonzero(now.alive)
+            norms = np.linalg.norm(matter.vectors.take(rows), axis=1)
+            assert np.allclose(norms, 1.0, atol=1e-4)  # noqa: S101
+            for row in rows:
+                assert decode_document(matter.documents[row]).id == matter.ids[row]  # noqa: S101
+
+
+def _extract(matter: _Matter, rows: I64) -> Block:
+    n_rows = len(matter.ids)
+    postings = matter.keywords.postings(rows)
+    lengths = matter.keywords.lengths(rows)
+    return Block(
+        [matter.ids[row] for row in rows],
+        [matter.documents[row] for row in rows],
+        matter.vectors.take(rows),
+        postings,
+        lengths,
+        matter.written_at.view(n_rows)[rows].copy(),
+        np.ones(rows.size, np.bool_),
+        matter.ordinals.view(n_rows)[rows].copy(),
+    )

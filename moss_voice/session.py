@@ -1,0 +1,955 @@
+"""One index, alive: the async face that embeds, searches, resumes and pushes.
+
+Work that computes runs on a small pool of our own threads, never on the event loop and never on
+asyncio's shared pool; the cloud is touched by `open`, `push_index`, `load_index` and refreshes alone.
+A call that fails leaves the session as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
+from typing import NamedTuple, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from moss_voice import ranking
+from moss_voice.cloud.cache import SegmentCache
+from moss_voice.cloud.log import (
+    Commit,
+    Segment,
+    SegmentRef,
+    decode_segment,
+    resolve,
+)
+from moss_voice.cloud.store import Cloud
+from moss_voice.embedding import Embedder
+from moss_voice.errors import (
+    CorruptDataError,
+    IndexNotFoundError,
+    InvalidArgumentError,
+    ModelMismatchError,
+    MossError,
+    SessionClosedError,
+)
+from moss_voice.filters import Filter, parse_filter
+from moss_voice.index import (
+    Batch,
+    Block,
+    Index,
+    Match,
+    StoredDocument,
+    decode_document,
+    encode_document,
+)
+from moss_voice.keywords import Postings
+from moss_voice.models import CUSTOM, DEFAULT_MODEL, load_embedder
+from moss_voice.text import ANALYZER, term_ids
+from moss_voice.types import (
+    DocumentInfo,
+    GetDocumentsOptions,
+    MutationOptions,
+    OnConflict,
+    PushIndexResult,
+    QueryOptions,
+    QueryResultDocumentInfo,
+    SearchResult,
+)
+
+__all__ = ["Progress", "Remote", "SessionIndex", "in_worker"]
+
+logger = logging.getLogger(__name__)
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+
+# How many texts are embedded per hop to the pool: others get a turn and progress is told in between.
+EMBED_CHUNK = 256
+# Background work (graphs) gives way to everything that answers a caller.
+_BACKGROUND_NICENESS = 10
+
+_pools: dict[str, ThreadPoolExecutor] = {}
+_pools_lock = threading.Lock()
+
+
+def _pool(name: str, threads: int) -> ThreadPoolExecutor:
+    """Return a pool of this process: every session shares it, nothing else uses it."""
+    with _pools_lock:
+        if name not in _pools:
+            _pools[name] = ThreadPoolExecutor(threads, thread_name_prefix=f"moss_voice-{name}")
+        return _pools[name]
+
+
+def _forget_pools() -> None:
+    """Drop pools whose threads did not come along into a forked child."""
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pools)
+
+
+async def in_worker(function: Callable[..., T], *args: object) -> T:
+    """Run a function on our pool; about 0.1 ms of overhead."""
+    pool = _pool("work", max(2, min(4, os.cpu_count() or 2)))
+    return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+
+
+class Remote(NamedTuple):
+    """Where an index lives when nobody has it open."""
+
+    cloud: Cloud
+    project: str
+    cache: SegmentCache | None
+
+
+class _Loaded(NamedTuple):
+    """A version of an index, in memory.
+
+    Attributes:
+        clock: The newest time of any of its changes, in milliseconds.
+        prefixes: What a stored graph of its first rows is called, and how many those are; longest first.
+    """
+
+    commit: Commit
+    index: Index
+    clock: int
+    prefixes: tuple[tuple[str, int], ...]
+
+
+@dataclass(slots=True)
+class _Source:
+    """An index of the cloud that this session holds a copy of, and when to look for a newer one."""
+
+    name: str
+    version: int
+    interval_s: float | None
+    next_look: float
+    written_at: dict[str, int] = field(default_factory=dict)
+    task: asyncio.Task[None] | None = None
+
+
+class SessionIndex:
+    """A local index that is read and written in real time, and resumed by name.
+
+    Open one with `MossClient.session`. Every operation but `push_index` and `load_index` works in
+    memory. Methods may be called concurrently; writes are applied one after another.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model_id: str,
+        embedder: Embedder | None,
+        remote: Remote,
+        pinned: bool = True,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start empty, from ready parts.
+
+        Args:
+            name: The index's name, and the target of `push_index`.
+            model_id: The embedding model's id.
+            embedder: The model; None for `custom`.
+            remote: Where to push and load.
+            pinned: False where the model was not chosen, so that `load_index` may change it.
+            now: Seconds on a clock that never goes back; when to look for newer versions.
+        """
+        self._name = name
+        self._model_id = model_id
+        self._embedder = embedder
+        self._remote = remote
+        self._pinned = pinned
+        self._now = now
+        self._index = None if embedder is None else Index(embedder.dim)
+        self._commit: Commit | None = None
+        self._clock = 0
+        # Held while rows or what is known of them change; never across an await.
+        self._write = threading.Lock()
+        self._changes = 0
+        self._edits = 0
+        self._unpushed: dict[str, int] = {}
+        # By id: the number of the change, and when it was.
+        self._deleted: dict[str, tuple[int, int]] = {}
+        self._sources: dict[str, _Source] = {}
+        self._pushing = asyncio.Lock()
+        self._graph_job: Future[None] | None = None
+        self._closed = threading.Event()
+
+    @classmethod
+    async def open(
+        cls,
+        remote: Remote,
+        name: str,
+        model_id: str | None = None,
+        *,
+        must_exist: bool = False,
+        now: Callable[[], float] = time.monotonic,
+    ) -> Self:
+        """Resume an index by name without embedding anything anew, or start it empty.
+
+        Raises:
+            IndexNotFoundError: If `must_exist` and the cloud has none of that name.
+            ModelMismatchError: A `ValueError`, if the stored index belongs to another model.
+            ModelNotFoundError: If there is no such model.
+            CorruptDataError: If what is stored is damaged.
+            CloudUnavailableError: If the cloud does not answer.
+        """
+        head = await remote.cloud.read_head(remote.project, name)
+        if head is None or head.deleted:
+            if must_exist:
+                raise IndexNotFoundError(
+                    f"the cloud holds no index {name!r} in project {remote.project!r}"
+                )
+            embedder = await in_worker(_embedder_of, model_id or DEFAULT_MODEL)
+            return cls(
+                name,
+                model_id=embedder.model_id if embedder else CUSTOM,
+                embedder=embedder,
+                remote=remote,
+                pinned=model_id is not None,
+                now=now,
+            )
+        chosen = model_id if model_id is not None else head.model_id
+        embedder, loaded = await asyncio.gather(
+            in_worker(_embedder_of, chosen), _fetch(remote, head)
+        )
+        known_as = embedder.model_id if embedder else CUSTOM
+        if known_as != head.model_id:
+            raise ModelMismatchError(
+                f"index {name!r} was made with model {head.model_id!r}, not {known_as!r};"
+                " leave out model_id to use the stored one"
+            )
+        self = cls(name, model_id=known_as, embedder=embedder, remote=remote, now=now)
+        self._index, self._commit, self._clock = loaded.index, head, loaded.clock
+        self._grow_graph(loaded.prefixes)
+        return self
+
+    def __repr__(self) -> str:
+        unpushed = len(self._unpushed) + len(self._deleted)
+        state = "closed" if self._closed.is_set() else f"{unpushed} unpushed"
+        return f"<SessionIndex {self._name!r} {self.doc_count} docs, {state}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    @property
+    def name(self) -> str:
+        """The index's name."""
+        return self._name
+
+    @property
+    def doc_count(self) -> int:
+        """Documents in the session."""
+        return len(self._index) if self._index is not None else 0
+
+    @property
+    def model_id(self) -> str:
+        """The embedding model's id."""
+        return self._model_id
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """The embedding model; None for `custom`."""
+        return self._embedder
+
+    @property
+    def version(self) -> int:
+        """The version in the cloud that this copy comes from; 0 before the first push."""
+        return self._commit.version if self._commit is not None else 0
+
+    @property
+    def unpushed(self) -> int:
+        """Documents added, changed or deleted since the last push."""
+        return len(self._unpushed) + len(self._deleted)
+
+    # --- reading and writing -----------------------------------------------------------------------
+
+    async def add_docs(
+        self,
+        docs: Sequence[DocumentInfo],
+        options: MutationOptions | None = None,
+        *,
+        on_progress: Progress | None = None,
+    ) -> tuple[int, int]:
+        """Add documents, or update those whose id is known; all of them, or none where it fails.
+
+        Args:
+            docs: See `DocumentInfo`.
+            options: See `MutationOptions`.
+            on_progress: Told how many of how many are embedded.
+
+        Returns:
+            How many were added and how many updated.
+
+        Raises:
+            InvalidArgumentError: If a document cannot be stored, or its embedding is missing (model
+                `custom`), of the wrong size, not finite or zero; names the documents.
+            SessionClosedError: After `close`.
+        """
+        self._check_open()
+        for doc in docs:
+            if not isinstance(doc, DocumentInfo):
+                raise InvalidArgumentError(f"docs: expected DocumentInfo, got {type(doc).__name__}")
+        if not (options or MutationOptions()).upsert and self._index is not None:
+            docs = [doc for doc in docs if doc.id not in self._index]
+        if not docs:
+            return 0, 0
+        vectors = await self._vectors_for(docs, on_progress)
+        return await in_worker(self.put, docs, vectors)
+
+    def put(self, docs: Sequence[DocumentInfo], vectors: F32) -> tuple[int, int]:
+        """Add documents with their unit rows; synchronous, for code that is on a worker already.
+
+        Args:
+            docs: See `DocumentInfo`.
+            vectors: (n, dim) float32 unit rows.
+
+        Returns:
+            How many were added and how many updated.
+        """
+        lines = [encode_document(doc.id, doc.text, doc.metadata, doc.payload) for doc in docs]
+        terms = [term_ids(doc.text) for doc in docs]
+        with self._write:
+            self._check_open()
+            if self._index is None:
+                self._index = Index(int(vectors.shape[1]))
+            ids = [doc.id for doc in docs]
+            at = np.full(len(ids), self._stamp(), np.int64)
+            counts = self._index.upsert(Batch(ids, lines, vectors, terms, at))
+            self._edits += 1
+            self._mark(ids)
+        self._grow_graph()
+        return counts
+
+    def _mark(self, ids: Collection[str]) -> None:
+        self._changes += 1
+        for id_ in ids:
+            self._unpushed[id_] = self._changes
+            self._deleted.pop(id_, None)
+
+    def _stamp(self) -> int:
+        """Return a time for a change: never before any change that this session has seen.
+
+        A hybrid clock (Kulkarni et al., 2014, reduced to one number): what another machine with a fast
+        clock wrote must not beat what is written here after reading it.
+        """
+        self._clock = max(time.time_ns() // 1_000_000, self._clock + 1)
+        return self._clock
+
+    async def delete_docs(self, doc_ids: Sequence[str]) -> int:
+        """Delete documents by id; unknown ids are passed over. Returns how many were deleted."""
+        self._check_open()
+        return await in_worker(self.remove, _ids(doc_ids))
+
+    def remove(self, doc_ids: Sequence[str]) -> int:
+        """Delete documents; synchronous, for code that is on a worker already."""
+        with self._write:
+            self._check_open()
+            gone = self._index.delete(doc_ids) if self._index is not None else []
+            if gone:
+                self._edits += 1
+                self._mark_deleted(gone)
+        return len(gone)
+
+    def _mark_deleted(self, ids: Collection[str]) -> None:
+        self._changes += 1
+        at = self._stamp()
+        for id_ in ids:
+            self._unpushed.pop(id_, None)
+            self._deleted[id_] = (self._changes, at)
+
+    async def get_docs(self, options: GetDocumentsOptions | None = None) -> list[DocumentInfo]:
+        """Return documents by id in the order asked (unknown ids are passed over), or all in order.
+
+        `embedding` is given back with the model `custom` alone.
+        """
+        self._check_open()
+        self._look_for_newer()
+        wanted = options.doc_ids if options is not None else None
+        return await in_worker(self._get, None if wanted is None else _ids(wanted))
+
+    def _get(self, ids: Sequence[str] | None) -> list[DocumentInfo]:
+        if self._index is None:
+            return []
+        index = self._index
+        found = index.get(ids)
+        vectors: Sequence[tuple[float, ...] | None] = [None] * len(found)
+        if self._embedder is None:
+            vectors = [tuple(row) for row in index.vectors_of([d.id for d in found]).tolist()]
+        return [
+            DocumentInfo(doc.id, doc.text, doc.metadata, vector, doc.payload)
+            for doc, vector in zip(found, vectors, strict=True)
+        ]
+
+    async def query(self, query: str, options: QueryOptions | None = None) -> SearchResult:
+        """Return the documents that fit a text, an embedding or both, best first.
+
+        Args:
+            query: A blank text without an embedding finds nothing.
+            options: See `QueryOptions`.
+
+        Raises:
+            InvalidArgumentError: If the embedding is missing (model `custom`), of the wrong size, not
+                finite or zero.
+            FilterError: If the filter is malformed.
+            SessionClosedError: After `close`.
+        """
+        started = time.perf_counter()
+        self._check_open()
+        if not isinstance(query, str):
+            raise InvalidArgumentError(f"query: expected a str, got {type(query).__name__}")
+        self._look_for_newer()
+        options = options or QueryOptions()
+        condition = parse_filter(options.filter)
+        matches: list[Match] = []
+        if self._index is None:
+            if options.embedding is not None:
+                _unit(options.embedding, None)
+        elif query.strip() or options.embedding is not None:
+            matches = await in_worker(self._query, query, options, condition)
+        docs = [
+            QueryResultDocumentInfo(
+                match.document.id,
+                match.document.text,
+                match.document.metadata,
+                match.document.payload,
+                match.score,
+                self._name,
+            )
+            for match in matches
+        ]
+        took_ms = (time.perf_counter() - started) * 1000.0
+        return SearchResult(docs, query, self._name, took_ms)
+
+    def _query(self, query: str, options: QueryOptions, condition: Filter | None) -> list[Match]:
+        alpha = ranking.DEFAULT_ALPHA if options.alpha is None else options.alpha
+        index = self._index
+        assert index is not None  # noqa: S101 - checked by the caller; an index never goes away
+        vector = None
+        if options.embedding is not None:
+            vector = _unit(options.embedding, index.dim)
+        elif alpha > 0.0:
+            if self._embedder is None:
+                raise InvalidArgumentError(
+                    "the model 'custom' cannot embed a query: pass QueryOptions.embedding"
+                    f" with {index.dim} numbers, or alpha=0 for keywords alone"
+                )
+            vector = self._embedder.embed_query(query)
+        return index.search(
+            vector=vector if alpha > 0.0 else None,
+            terms=term_ids(query),
+            top_k=options.top_k or ranking.DEFAULT_TOP_K,
+            alpha=alpha,
+            condition=condition,
+            min_score=options.min_score,
+        )
+
+    def find(
+        self,
+        vector: F32 | None,
+        terms: Mapping[int, float],
+        *,
+        top_k: int,
+        alpha: float = ranking.DEFAULT_ALPHA,
+        condition: Filter | None = None,
+        exclude: Collection[str] = (),
+        boost: Mapping[str, float] | None = None,
+        min_score: float | None = None,
+    ) -> list[Match]:
+        """Search by what a query was made into; synchronous, for code that is on a worker already.
+
+        See `Index.search`; a session without documents finds nothing.
+        """
+        if self._index is None:
+            return []
+        return self._index.search(
+            vector=vector,
+            terms=terms,
+            top_k=top_k,
+            alpha=alpha,
+            condition=condition,
+            exclude=exclude,
+            boost=boost,
+            min_score=min_score,
+        )
+
+    def documents(self) -> list[StoredDocument]:
+        """Return all documents in order; synchronous, for code that is on a worker already."""
+        return self._index.get() if self._index is not None else []
+
+    async def _vectors_for(self, docs: Sequence[DocumentInfo], on_progress: Progress | None) -> F32:
+        if self._embedder is None:
+            missing = [doc.id for doc in docs if doc.embedding is None]
+            if missing:
+                raise InvalidArgumentError(
+                    "the model 'custom' needs an embedding with every document; missing in"
+                    f" {_named(missing)}"
+                )
+        dim = self._index.dim if self._index is not None else None
+        given = [doc for doc in docs if doc.embedding is not None]
+        brought = dict(zip((id(doc) for doc in given), _unit_rows(given, dim), strict=True))
+        to_embed = [position for position, doc in enumerate(docs) if id(doc) not in brought]
+        if dim is None:
+            dim = next(iter(brought.values())).size
+        vectors = np.empty((len(docs), dim), np.float32)
+        for position, doc in enumerate(docs):
+            if id(doc) in brought:
+                vectors[position] = brought[id(doc)]
+        for start in range(0, len(to_embed), EMBED_CHUNK):
+            if on_progress is not None:
+                on_progress(len(brought) + start, len(docs))
+            self._check_open()
+            assert self._embedder is not None  # noqa: S101 - 'custom' has nothing to embed
+            chunk = to_embed[start : start + EMBED_CHUNK]
+            vectors[chunk] = await in_worker(self._embedder.embed, [docs[i].text for i in chunk])
+        if on_progress is not None:
+            on_progress(len(docs), len(docs))
+        return vectors
+
+    # --- the cloud ---------------------------------------------------------------------------------
+
+    async def push_index(self, on_conflict: OnConflict = "replace") -> PushIndexResult:
+        """Store the session in the cloud under its name; uploads only what changed.
+
+        Readers see the version before until the push is complete, and all of the new one after.
+
+        Args:
+            on_conflict: Where somebody else pushed since this copy was read: `replace` makes the cloud
+                hold what this session holds, `merge` keeps both (per document the newer write wins,
+                deletions included) and brings theirs into this session, `error` raises.
+
+        Raises:
+            ConflictError: Under `error`; has both versions.
+            CloudUnavailableError: If the cloud does not answer; the session keeps its edits unpushed.
+            SessionClosedError: After `close`.
+        """
+        if on_conflict not in ("replace", "merge", "error"):
+            raise InvalidArgumentError(
+                f"on_conflict: expected 'replace', 'merge' or 'error', got {on_conflict!r}"
+            )
+        async with self._pushing:
+            self._check_open()
+            if self._index is None:
+                raise InvalidArgumentError(
+                    f"index {self._name!r} of model 'custom' has no documents yet: nothing to push"
+                )
+            changes, edits, delta = await in_worker(self._delta)
+            base = self._commit
+            pushed = await self._remote.cloud.push(
+                self._remote.project,
+                self._name,
+                base_version=base.version if base is not None else 0,
+                base_segments=base.segments if base is not None else (),
+                delta=delta,
+                doc_count=len(self._index),
+                model_id=self._model_id,
+                dim=self._index.dim,
+                analyzer=ANALYZER,
+                on_conflict=on_conflict,
+                whole=self._whole,
+                load=self._read_segment,
+            )
+            merged = on_conflict == "merge" and pushed.merged_from is not None
+            loaded = await _fetch(self._remote, pushed.commit) if merged else None
+            await in_worker(self._pushed, pushed.commit, changes, edits, loaded)
+            return PushIndexResult(
+                job_id=pushed.commit.job_id,
+                index_name=self._name,
+                doc_count=pushed.commit.doc_count,
+                status="completed",
+                version=pushed.commit.version,
+                uploaded_bytes=pushed.uploaded_bytes,
+                merged_from=pushed.merged_from,
+            )
+
+    def _delta(self) -> tuple[int, int, Segment | None]:
+        """Return what changed since the last push, and up to which change."""
+        with self._write:
+            assert self._index is not None  # noqa: S101 - checked by the caller
+            changes, edits = self._changes, self._edits
+            deleted = {id_: at for id_, (_, at) in self._deleted.items()}
+            if not self._unpushed and not deleted:
+                return changes, edits, None
+            block = self._index.extract(list(self._unpushed))
+        return changes, edits, self._segment(block, deleted)
+
+    def _whole(self) -> Segment:
+        """Return everything that this session holds, as one segment."""
+        with self._write:
+            assert self._index is not None  # noqa: S101 - only asked for in a push
+            block = self._index.extract()
+            deleted = {id_: at for id_, (_, at) in self._deleted.items()}
+        return self._segment(block, deleted)
+
+    def _segment(self, block: Block, deleted: Mapping[str, int]) -> Segment:
+        return Segment(
+            model_id=self._model_id,
+            analyzer=ANALYZER,
+            ids=block.ids,
+            documents=block.documents,
+            written_at=block.written_at,
+            vectors=block.vectors,
+            postings=block.postings,
+            lengths=block.lengths,
+            tombstones=deleted,
+        )
+
+    async def _read_segment(self, ref: SegmentRef) -> Segment:
+        return await _read_segment(self._remote, self._name, ref)
+
+    def _pushed(self, commit: Commit, changes: int, edits: int, loaded: _Loaded | None) -> None:
+        """Forget the edits that a push carried; those made meanwhile stay."""
+        with self._write:
+            self._commit = commit
+            self._unpushed = {id_: at for id_, at in self._unpushed.items() if at > changes}
+            self._deleted = {id_: mark for id_, mark in self._deleted.items() if mark[0] > changes}
+            self._edits -= edits
+            if loaded is not None:
+                self._take_over(loaded)
+
+    async def load_index(
+        self,
+        index_name: str,
+        auto_refresh: bool = False,
+        polling_interval_in_seconds: float = 600,
+    ) -> int:
+        """Bring a stored index into this session, beside what it holds, without embedding anew.
+
+        Args:
+            index_name: An index of the same model.
+            auto_refresh: Look for newer versions now and then, when the session is read, and bring
+                them in; paused while the session has unpushed edits of its own.
+            polling_interval_in_seconds: How often.
+
+        Returns:
+            How many documents the stored index has.
+
+        Raises:
+            IndexNotFoundError: If the cloud has none of that name.
+            ModelMismatchError: A `ValueError`, if it belongs to another model.
+        """
+        self._check_open()
+        if polling_interval_in_seconds <= 0:
+            raise InvalidArgumentError(
+                "polling_interval_in_seconds: expected a number above 0,"
+                f" got {polling_interval_in_seconds}"
+            )
+        head = await self._remote.cloud.read_head(self._remote.project, index_name)
+        if head is None or head.deleted:
+            raise IndexNotFoundError(
+                f"the cloud holds no index {index_name!r} in project {self._remote.project!r}"
+            )
+        if head.model_id != self._model_id:
+            await self._adopt_model(head)
+        loaded = await _fetch(self._remote, head)
+        source = _Source(
+            index_name,
+            head.version,
+            polling_interval_in_seconds if auto_refresh else None,
+            self._now() + polling_interval_in_seconds,
+        )
+        await in_worker(self._take_in, source, loaded)
+        self._sources[index_name] = source
+        return head.doc_count
+
+    async def _adopt_model(self, head: Commit) -> None:
+        if self._pinned or self.doc_count or self.unpushed:
+            raise ModelMismatchError(
+                f"index {head.index!r} was made with model {head.model_id!r}, this session with"
+                f" {self._model_id!r}; open a session with model_id={head.model_id!r}"
+            )
+        embedder = await in_worker(_embedder_of, head.model_id)
+        with self._write:
+            self._embedder, self._model_id = embedder, head.model_id
+            self._index = None if embedder is None else Index(embedder.dim)
+
+    def _take_in(self, source: _Source, loaded: _Loaded) -> None:
+        """Bring a loaded version into this session: what changed in it since the version before."""
+        with self._write:
+            self._check_open()
+            if source.name == self._name:
+                self._take_over(loaded)
+                source.version = loaded.commit.version
+                return
+            block = loaded.index.extract()
+            written_at = dict(zip(block.ids, block.written_at.tolist(), strict=True))
+            changed = [id_ for id_, at in written_at.items() if source.written_at.get(id_) != at]
+            gone = [id_ for id_ in source.written_at if id_ not in written_at]
+            self._clock = max(self._clock, loaded.clock)
+            if self._index is None:
+                self._index = Index(loaded.index.dim)
+            if changed:
+                self._index.upsert(_batch(loaded.index.extract(changed)))
+                self._mark(changed)
+            self._mark_deleted(self._index.delete(gone))
+            source.written_at, source.version = written_at, loaded.commit.version
+        self._grow_graph()
+
+    def _take_over(self, loaded: _Loaded) -> None:
+        """Go over to a newer version of this session's own index, with its unpushed edits on top."""
+        index = loaded.index
+        if self._index is not None and self._unpushed:
+            index.upsert(_batch(self._index.extract(list(self._unpushed))))
+        index.delete(list(self._deleted))
+        self._index, self._commit = index, loaded.commit
+        self._clock = max(self._clock, loaded.clock)
+
+    def watch(self, interval_s: float) -> None:
+        """Look for newer versions of this session's own index when it is read, every `interval_s`."""
+        self._sources[self._name] = _Source(
+            self._name, self.version, interval_s, self._now() + interval_s
+        )
+
+    async def refresh(self) -> bool:
+        """Bring in the newest version of this session's own index; tells whether there was a newer."""
+        source = self._sources.get(self._name) or _Source(self._name, self.version, None, 0.0)
+        return await self._refresh(source)
+
+    def _look_for_newer(self) -> None:
+        """Start the refreshes that are due; the read that comes now does not wait for them."""
+        if not self._sources or self._edits:
+            return
+        now = self._now()
+        for source in self._sources.values():
+            if source.interval_s is None or now < source.next_look or source.task is not None:
+                continue
+            source.next_look = now + source.interval_s
+            source.task = asyncio.get_running_loop().create_task(self._refresh_quietly(source))
+
+    async def _refresh_quietly(self, source: _Source) -> None:
+        try:
+            await self._refresh(source)
+        except MossError as error:
+            # Tried again at the next interval; the copy at hand goes on serving.
+            logger.warning("refresh of index %r failed: %s", source.name, error.code)
+        finally:
+            source.task = None
+
+    async def _refresh(self, source: _Source) -> bool:
+        head = await self._remote.cloud.read_head(self._remote.project, source.name)
+        known = self.version if source.name == self._name else source.version
+        if head is None or head.deleted or head.version <= known:
+            return False
+        if head.model_id != self._model_id:
+            raise ModelMismatchError(
+                f"index {source.name!r} now belongs to model {head.model_id!r}; load it anew"
+            )
+        loaded = await _fetch(self._remote, head)
+        if self._edits:
+            return False
+        await in_worker(self._take_in, source, loaded)
+        if source.name == self._name:
+            self._grow_graph(loaded.prefixes)
+        return True
+
+    # --- life --------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Let go of everything; unpushed edits are lost. Closing again does nothing."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if self.unpushed:
+            logger.info("session %r closed with %d unpushed changes", self._name, self.unpushed)
+        tasks = [source.task for source in self._sources.values() if source.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._graph_job is not None:
+            # It looks at _closed every tenth of a second.
+            await asyncio.wrap_future(self._graph_job)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise SessionClosedError(f"session {self._name!r} is closed; open it anew")
+
+    # --- graphs ------------------------------------------------------------------------------------
+
+    def _grow_graph(self, prefixes: tuple[tuple[str, int], ...] = ()) -> None:
+        """Start building a graph where the index has outgrown the exact scan; searches go on."""
+        index = self._index
+        running = self._graph_job is not None and not self._graph_job.done()
+        if index is None or running or not index.wants_graph:
+            return
+        self._graph_job = _pool("graphs", 1).submit(self._build_graph, index, prefixes)
+
+    def _build_graph(self, index: Index, prefixes: tuple[tuple[str, int], ...]) -> None:
+        """Find the graph of the longest prefix in the cache, or build one and keep it there."""
+        cache = self._remote.cache
+        try:
+            for key, n_rows in prefixes:
+                if cache is None or not index.wants_graph:
+                    break
+                graph = cache.read_graph(key, partial(index.read_graph, n_rows=n_rows))
+                if graph is not None:
+                    index.adopt_graph(graph)
+            if not index.wants_graph:
+                return
+            with _in_background():
+                graph = index.build_graph(should_stop=self._should_stop)
+            if graph is not None and cache is not None:
+                for key, n_rows in prefixes:
+                    if n_rows == graph.n_rows:
+                        cache.write_graph(key, graph.write)
+        except (MossError, OSError) as error:
+            # A graph only saves time: the exact scan goes on answering.
+            logger.warning("no graph for index %r: %s", self._name, type(error).__name__)
+
+    def _should_stop(self) -> bool:
+        # The interpreter waits for this thread before it exits.
+        return self._closed.is_set() or not threading.main_thread().is_alive()
+
+
+@contextlib.contextmanager
+def _in_background() -> Iterator[None]:
+    """Lower this thread's priority where the system has one per thread."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, _BACKGROUND_NICENESS)
+    # Raising it again needs a privilege; the graph pool's thread does nothing else anyway.
+    yield
+
+
+def _embedder_of(model_id: str) -> Embedder | None:
+    return None if model_id == CUSTOM else load_embedder(model_id)
+
+
+def _ids(ids: Sequence[str]) -> Sequence[str]:
+    if isinstance(ids, str) or not all(isinstance(id_, str) for id_ in ids):
+        raise InvalidArgumentError("doc_ids: expected a list of str")
+    return ids
+
+
+def _named(ids: Sequence[str], *, most: int = 5) -> str:
+    """Return ids for a message, not more than a reader wants."""
+    more = f" and {len(ids) - most} more" if len(ids) > most else ""
+    return ", ".join(map(repr, ids[:most])) + more
+
+
+def _unit(values: Sequence[float], dim: int | None) -> F32:
+    """Return a query's embedding as a (dim,) float32 unit vector."""
+    vector = np.asarray(values, np.float64)
+    if vector.size == 0 or (dim is not None and vector.size != dim):
+        wanted = f"{dim} numbers" if dim is not None else "numbers"
+        raise InvalidArgumentError(f"QueryOptions.embedding: expected {wanted}, got {vector.size}")
+    norm = float(np.linalg.norm(vector)) if np.isfinite(vector).all() else float("nan")
+    if not norm > 0.0 or not np.isfinite(norm):
+        raise InvalidArgumentError(
+            "QueryOptions.embedding: expected finite numbers that are not all zero"
+        )
+    return (vector / norm).astype(np.float32)
+
+
+def _unit_rows(docs: Sequence[DocumentInfo], dim: int | None) -> list[F32]:
+    """Return the embeddings that documents bring, as unit vectors of one size.
+
+    Raises:
+        InvalidArgumentError: Naming every document whose embedding is of another size, not finite or
+            zero.
+    """
+    if not docs:
+        return []
+    dim = dim or len(docs[0].embedding or ())
+    odd = [doc.id for doc in docs if len(doc.embedding or ()) != dim]
+    if odd or not dim:
+        raise InvalidArgumentError(
+            f"embedding: expected {dim or 'at least one'} numbers per document; not so in"
+            f" {_named(odd or [docs[0].id])}"
+        )
+    rows = np.array([doc.embedding for doc in docs], np.float64)
+    norms = np.linalg.norm(rows, axis=1)
+    sound = np.isfinite(norms) & (norms > 0.0)
+    if not sound.all():
+        odd = [doc.id for doc, is_sound in zip(docs, sound, strict=True) if not is_sound]
+        raise InvalidArgumentError(
+            f"embedding: expected finite numbers that are not all zero; not so in {_named(odd)}"
+        )
+    return list((rows / norms[:, None]).astype(np.float32))
+
+
+def _batch(block: Block) -> Batch:
+    """Return rows of one index, ready to be added to another."""
+    terms = [term_ids(decode_document(line).text) for line in block.documents]
+    return Batch(block.ids, block.documents, block.vectors, terms, block.written_at)
+
+
+async def _read_segment(remote: Remote, index_name: str, ref: SegmentRef) -> Segment:
+    data: bytes | memoryview | None = None
+    if remote.cache is not None:
+        data = await in_worker(remote.cache.get, ref)
+    if data is None:
+        data = await remote.cloud.fetch_segment(remote.project, index_name, ref)
+        if remote.cache is not None:
+            await in_worker(remote.cache.put, ref, data)
+            # From now on the rows stay in the file: processes share its pages.
+            data = await in_worker(remote.cache.get, ref) or data
+    return await in_worker(decode_segment, data)
+
+
+async def _fetch(remote: Remote, commit: Commit) -> _Loaded:
+    """Read a version of an index into memory; raises before anything is changed."""
+    segments = await asyncio.gather(
+        *(_read_segment(remote, commit.index, ref) for ref in commit.segments)
+    )
+    return await in_worker(_restore, commit, segments)
+
+
+def _restore(commit: Commit, segments: Sequence[Segment]) -> _Loaded:
+    live, ordinals, tombstones, _ = resolve(segments)
+    blocks: list[Block] = []
+    clock = max(tombstones.values(), default=0)
+    prefixes: list[tuple[str, int]] = []
+    digest, n_rows = hashlib.sha256(), 0
+    for ref, segment, alive, places in zip(commit.segments, segments, live, ordinals, strict=True):
+        if (segment.model_id, segment.dim) != (commit.model_id, commit.dim):
+            raise CorruptDataError(
+                f"index {commit.index!r}: segment {ref.sha256[:12]} was made with another model"
+            )
+        clock = max(clock, int(segment.written_at.max(initial=0)), *segment.tombstones.values(), 0)
+        postings, lengths = segment.postings, segment.lengths
+        if segment.analyzer != ANALYZER:
+            terms = [term_ids(decode_document(line).text) for line in segment.documents]
+            postings = Postings.of(terms)
+            lengths = np.array([hashes.size for hashes in terms], np.int32)
+        blocks.append(
+            Block(
+                segment.ids,
+                segment.documents,
+                segment.vectors,
+                postings,
+                lengths,
+                segment.written_at,
+                alive,
+                places,
+            )
+        )
+        digest.update(ref.sha256.encode())
+        n_rows += len(segment)
+        prefixes.append((digest.hexdigest(), n_rows))
+    return _Loaded(commit, Index(commit.dim, blocks=blocks), clock, tuple(reversed(prefixes)))
