@@ -58,7 +58,8 @@ class CallScript:
     Attributes:
         id: Unique within a file.
         turns: In the order of the file.
-        timing: `recorded` where every spoken turn tells its start and duration, else `synthetic`.
+        timing: `synthetic` where the file has no timing for some spoken turn and the turns were paced
+            here, or where it says that its timing was made up; else `recorded`.
         source: Where the call comes from; empty where the file does not say.
         knowledge: For turns that need a passage to be answered: their number and the passages' ids.
     """
@@ -79,8 +80,8 @@ def read_calls(path: str | os.PathLike[str]) -> Iterator[CallScript]:
     """Read calls from a JSON-lines file, one after the other.
 
     Each line is `{"id", "turns": [{"i", "speaker", "text"}]}`. A speaker is `user` or `caller`,
-    `agent` or `assistant`, or `action`. A call may have `source` and `knowledge_turns` (`[{"turn",
-    "gold"}]`); a turn may have `start_ms` with `duration_ms`, `asr_nbest`, `interrupted` and
+    `agent` or `assistant`, or `action`. A call may have `source`, `timing` (`synthetic` where its
+    times were made up) and `knowledge_turns` (`[{"turn", "gold"}]`); a turn may have `start_ms` with `duration_ms`, `asr_nbest`, `interrupted` and
     `interims`; other fields are left alone. Blank lines are skipped.
 
     Where a spoken turn has no timing, the whole call is paced at 2.7 words/s with a gap of 0.5 s
@@ -161,6 +162,7 @@ class _CallRow(_Row):
     id: Annotated[str, Field(min_length=1)]
     turns: Annotated[list[_TurnRow], Field(min_length=1)]
     source: str = ""
+    timing: Literal["recorded", "synthetic"] = "recorded"
     knowledge_turns: list[_KnowledgeRow] = []
 
 
@@ -200,7 +202,7 @@ def _call(raw: bytes, where: str) -> CallScript:
     return CallScript(
         id=row.id,
         turns=tuple(_turns(row.turns, is_recorded=is_recorded)),
-        timing="recorded" if is_recorded else "synthetic",
+        timing=row.timing if is_recorded else "synthetic",
         source=row.source,
         knowledge=tuple((known.turn, tuple(known.gold)) for known in row.knowledge_turns),
     )

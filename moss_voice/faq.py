@@ -25,13 +25,15 @@ from moss_voice.types import DocumentInfo, Metadata
 
 __all__ = ["MAX_WORDS", "SUFFIXES", "read_documents"]
 
-# all-MiniLM-L6-v2 reads 256 WordPiece tokens and ignores the rest. English support text takes 1.2 to
-# 1.6 tokens per word (prices, times and product names are cut finely), so 150 words leave a margin.
+# all-MiniLM-L6-v2 reads 256 WordPiece tokens and ignores the rest. Support text takes 1.2 to 1.5 of
+# them per word as counted below (the longest passage of ABCD's guidelines 185 tokens), so 150 words
+# leave a margin for names, times and prices, which are cut finely.
 MAX_WORDS = 150
 
-# A URL or a serial number is one word to the eye and dozens of tokens to the model: each started
-# run of this many characters counts as a word.
-_LONG_WORD = 12
+# A URL, a path or a serial number is one word to the eye and dozens of tokens to the model, which
+# cuts at every punctuation mark and within long runs: each further two pieces count as a word.
+_RUN = re.compile(r"\w+|[^\w\s]")
+_LONG_RUN = 12
 
 # The share of a passage that may be spent on repeating the last sentence of the passage before it.
 _MAX_OVERLAP = 0.25
@@ -133,8 +135,8 @@ def read_documents(
     Args:
         path: A file, or a directory that is searched with its subdirectories; there, files of other
             kinds and hidden ones are left out, and the ids hold the path inside the directory.
-        max_words: The most words of a passage, its title included; a word of more than 12
-            characters counts as several.
+        max_words: The most words of a passage, its title included; a word of many pieces, such as a
+            URL, counts as several.
 
     Returns:
         The documents in file order; files sorted by path. Never empty.
@@ -192,7 +194,7 @@ def _files(root: Path) -> list[tuple[Path, str, str]]:
 
 
 def _text(file: Path, name: str) -> str:
-    """Read a UTF-8 file, with or without a byte order mark, with newlines as `\\n`."""
+    """Read a UTF-8 file, with or without a byte order mark, with the newlines of Unix."""
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -560,34 +562,31 @@ def _documents(section: _Section, stem: str, ids: _Ids, max_words: int) -> Itera
 
 
 def _size(text: str) -> int:
-    return sum(1 + (len(word) - 1) // _LONG_WORD for word in text.split())
+    return sum(
+        1 + (sum(1 + 2 * ((len(run) - 1) // _LONG_RUN) for run in _RUN.findall(word)) - 1) // 2
+        for word in text.split()
+    )
 
 
 def _pack(blocks: Sequence[_Block], room: int) -> list[str]:
     """Fill passages of at most `room` words with whole sentences, items and lines, in order."""
-    passages: list[list[_Unit]] = []
-    used = room
+    passages: list[str] = []
+    passage, last = "", None
     for block in blocks:
         for unit in _units(block, room):
-            size = _size(unit.text)
-            if used + size > room or not passages:
-                overlap = _overlap(passages[-1][-1], room - size) if passages else []
-                passages.append(overlap)
-                used = sum(_size(repeated.text) for repeated in overlap)
-            passages[-1].append(unit)
-            used += size
-    return [
-        "".join(
-            unit.text if number == 0 else unit.glue + unit.text for number, unit in enumerate(p)
-        )
-        for p in passages
-    ]
+            longer = passage + unit.glue + unit.text if passage else unit.text
+            if _size(longer) > room:
+                passages.append(passage)
+                overlap = "" if last is None else _overlap(last, room - _size(unit.text), room)
+                longer = overlap + unit.glue + unit.text if overlap else unit.text
+            passage, last = longer, unit
+    return [*passages, passage]
 
 
-def _overlap(last: _Unit, room: int) -> list[_Unit]:
+def _overlap(last: _Unit, left: int, room: int) -> str:
     """Repeat the last sentence, so that "it" and "this" in the next one still have a referent."""
-    size = _size(last.text)
-    return [last] if last.is_sentence and size <= min(room, _MAX_OVERLAP * (room + size)) else []
+    fits = last.is_sentence and _size(last.text) <= min(left, _MAX_OVERLAP * room)
+    return last.text if fits else ""
 
 
 def _units(block: _Block, room: int) -> Iterator[_Unit]:
@@ -622,12 +621,13 @@ def _cut(unit: _Unit, room: int) -> Iterator[_Unit]:
         return
     glue, run = unit.glue, ""
     for word in unit.text.split():
-        for start in range(0, len(word), room * _LONG_WORD):
-            piece = word[start : start + room * _LONG_WORD]
-            if run and _size(run) + _size(piece) > room:
+        # So many characters never count as more than `room` words.
+        for start in range(0, len(word), room):
+            piece, between = word[start : start + room], " " if start == 0 else ""
+            if run and _size(run + between + piece) > room:
                 yield _Unit(run, glue)
-                glue, run = " " if start == 0 else "", ""
-            run = f"{run} {piece}" if run else piece
+                glue, run = between, ""
+            run = run + between + piece if run else piece
     yield _Unit(run, glue)
 
 

@@ -7,8 +7,9 @@ only the rows of its own generation, which it names with `n_rows` and `alive`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 U16 = npt.NDArray[np.uint16]
 Bool = npt.NDArray[np.bool_]
+
+_T = TypeVar("_T", bound=np.generic)
 
 _MAX_COUNT: Final = 65_535
 # Postings in the tail, which every query scans: some 80 turns, 14 kB, about 5 us.
@@ -70,9 +73,7 @@ class Postings(NamedTuple):
         first[1:] = (terms[1:] != terms[:-1]) | (rows[1:] != rows[:-1])
         starts = np.flatnonzero(first)
         counts = np.diff(starts, append=terms.size)
-        return cls(
-            terms[starts], (rows[starts] + first_row).astype(np.int32), _saturated(counts)
-        )
+        return cls(terms[starts], (rows[starts] + first_row).astype(np.int32), _saturated(counts))
 
     def check(self, lengths: I32) -> None:
         """Make sure of stored postings before they are used.
@@ -83,17 +84,17 @@ class Postings(NamedTuple):
         Raises:
             CorruptDataError: If dtypes, shapes, order, rows or counts cannot be.
         """
-        if (self.terms.dtype, self.rows.dtype, self.counts.dtype) != (np.int64, np.int32, np.uint16):
+        dtypes = [array.dtype.str for array in (self.terms, self.rows, self.counts, lengths)]
+        if dtypes != ["<i8", "<i4", "<u2", "<i4"]:
             raise CorruptDataError(
-                f"postings: expected int64, int32, uint16, got {self.terms.dtype},"
-                f" {self.rows.dtype}, {self.counts.dtype}"
+                f"postings: expected dtypes <i8, <i4, <u2 and <i4, got {', '.join(dtypes)}"
             )
         if not (self.terms.ndim == lengths.ndim == 1) or not (
             self.terms.shape == self.rows.shape == self.counts.shape
         ):
             raise CorruptDataError("postings: expected one-dimensional arrays of equal length")
-        if lengths.dtype != np.int32 or lengths.min(initial=0) < 0:
-            raise CorruptDataError("postings: expected lengths that are int32 and not negative")
+        if lengths.min(initial=0) < 0:
+            raise CorruptDataError("postings: a length is negative")
         terms, rows = self.terms, self.rows
         if rows.min(initial=0) < 0 or rows.max(initial=-1) >= lengths.size:
             raise CorruptDataError(f"postings: a row is outside of the {lengths.size} there are")
@@ -169,6 +170,17 @@ class _State(NamedTuple):
     n_rows: int
 
 
+_EMPTY: Final = _State(
+    (),
+    np.empty(0, np.int64),
+    np.empty(0, np.int32),
+    np.empty(0, np.uint16),
+    0,
+    np.empty(0, np.int32),
+    0,
+)
+
+
 class _Norms(NamedTuple):
     """BM25's length norms for one generation."""
 
@@ -177,10 +189,40 @@ class _Norms(NamedTuple):
     norms: F32
 
 
-def _grown(array: npt.NDArray[np.generic], used: int, size: int) -> npt.NDArray[np.generic]:
-    larger = np.empty(max(size, 2 * array.size, 64), array.dtype)
-    larger[:used] = array[:used]
-    return larger
+_NOTHING: Final = (np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+class _Found(NamedTuple):
+    """The postings of a query's terms, in runs of one term each; a term may have several runs.
+
+    Attributes:
+        rows: (m,) int64.
+        counts: (m,) float32.
+        of_run: (r,) int64, the position in the query of each run's term.
+        sizes: (r,) int64, postings in each run, at least 1.
+    """
+
+    rows: I64
+    counts: F32
+    of_run: I64
+    sizes: I64
+
+    def before(self, n_rows: int) -> _Found:
+        """Return only those of rows below `n_rows`."""
+        known = self.rows < n_rows
+        of_run = np.repeat(self.of_run, self.sizes)[known]
+        return _Found(self.rows[known], self.counts[known], of_run, np.ones_like(of_run))
+
+
+def _with(array: npt.NDArray[_T], used: int, new: npt.NDArray[_T]) -> npt.NDArray[_T]:
+    """Return the array, or a larger copy of it, with `new` after its first `used` entries."""
+    size = used + new.size
+    if size > array.size:
+        larger = np.empty(max(size, 2 * array.size, 64), array.dtype)
+        larger[:used] = array[:used]
+        array = larger
+    array[used:size] = new
+    return array
 
 
 class Keywords:
@@ -200,15 +242,7 @@ class Keywords:
             raise ValueError(f"expected k1 > 0 and b in [0, 1], got {k1} and {b}")
         self.k1 = k1
         self.b = b
-        self._state = _State(
-            (),
-            np.empty(0, np.int64),
-            np.empty(0, np.int32),
-            np.empty(0, np.uint16),
-            0,
-            np.empty(0, np.int32),
-            0,
-        )
+        self._state = _EMPTY
         self._norms: _Norms | None = None
 
     @classmethod
@@ -256,34 +290,31 @@ class Keywords:
             lengths: (r,) int32, terms per new row.
         """
         state = self._state
-        n_rows = state.n_rows + lengths.size
-        stored = state.lengths
-        if n_rows > stored.size:
-            stored = _grown(stored, state.n_rows, n_rows)  # type: ignore[assignment]
-        stored[state.n_rows : n_rows] = lengths
-
         rows = postings.rows + np.int32(state.n_rows)
-        terms, counts = postings.terms, postings.counts
-        tail = (state.tail_terms, state.tail_rows, state.tail_counts)
-        segments = state.segments
-        n_tail = state.n_tail + terms.size
+        used, n_tail = state.n_tail, state.n_tail + rows.size
         if n_tail <= _TAIL:
-            if n_tail > tail[0].size:
-                tail = tuple(_grown(array, state.n_tail, n_tail) for array in tail)  # type: ignore[assignment]
-            for array, new in zip(tail, (terms, rows, counts), strict=True):
-                array[state.n_tail : n_tail] = new
-        else:
-            used = slice(0, state.n_tail)
-            segment = _Segment.of(
-                np.concatenate([tail[0][used], terms]),
-                np.concatenate([tail[1][used], rows]),
-                np.concatenate([tail[2][used], counts]),
+            state = state._replace(
+                tail_terms=_with(state.tail_terms, used, postings.terms),
+                tail_rows=_with(state.tail_rows, used, rows),
+                tail_counts=_with(state.tail_counts, used, postings.counts),
+                n_tail=n_tail,
             )
-            segments = _merged((*segments, segment))
-            # Readers may still scan the old arrays, so the tail starts anew in others.
-            tail = (np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.uint16))
-            n_tail = 0
-        self._state = _State(segments, *tail, n_tail, stored, n_rows)
+        else:
+            segment = _Segment.of(
+                np.concatenate([state.tail_terms[:used], postings.terms]),
+                np.concatenate([state.tail_rows[:used], rows]),
+                np.concatenate([state.tail_counts[:used], postings.counts]),
+            )
+            # Readers may still scan the old tail, so the new one gets arrays of its own.
+            state = _EMPTY._replace(
+                segments=_merged((*state.segments, segment)),
+                lengths=state.lengths,
+                n_rows=state.n_rows,
+            )
+        self._state = state._replace(
+            lengths=_with(state.lengths, state.n_rows, lengths),
+            n_rows=state.n_rows + lengths.size,
+        )
 
     def scores(
         self, query: Mapping[int, float] | I64, *, n_rows: int, alive: Bool
@@ -309,23 +340,24 @@ class Keywords:
         terms, weights = _weighted(query)
         frame = self._frame(state, n_rows, alive)
         if terms.size == 0 or frame.n_alive == 0:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
+            return _NOTHING
 
-        rows, counts, of_term = _found(state, terms)
+        found = _found(state, terms)
         if state.n_rows > n_rows:
-            known = rows < n_rows
-            rows, counts, of_term = rows[known], counts[known], of_term[known]
+            found = found.before(n_rows)
+        if found.rows.size == 0:
+            return _NOTHING
+        live = found.sizes
         if frame.n_alive < n_rows:
-            living = alive[rows]
-            rows, counts, of_term = rows[living], counts[living], of_term[living]
-        df = np.bincount(of_term, minlength=terms.size)
+            living = alive[found.rows]
+            live = np.add.reduceat(living, np.cumsum(found.sizes) - found.sizes, dtype=np.int64)
+        df = np.bincount(found.of_run, weights=live, minlength=terms.size)
         gain = weights * np.log1p((frame.n_alive - df + 0.5) / (df + 0.5))
-        tf = counts.astype(np.float32)
-        parts = gain.astype(np.float32)[of_term] * tf
-        tf += frame.norms[rows]
-        parts /= tf
-        total = np.bincount(rows, weights=parts, minlength=n_rows)
-        matched = np.flatnonzero(total > 0.0)
+        parts = np.repeat(gain.astype(np.float32)[found.of_run], found.sizes)
+        parts *= found.counts
+        parts /= frame.norms[found.rows] + found.counts
+        total = np.bincount(found.rows, weights=parts, minlength=n_rows)
+        matched = np.flatnonzero(total)
         return matched, total[matched].astype(np.float32)
 
     def _frame(self, state: _State, n_rows: int, alive: Bool) -> _Norms:
@@ -345,6 +377,8 @@ class Keywords:
         norms = lengths.astype(np.float32)
         norms *= np.float32(self.k1 * self.b / average)
         norms += np.float32(self.k1 * (1.0 - self.b))
+        # What is divided by infinity counts nothing.
+        norms[~alive] = np.inf
         frame = _Norms(alive, n_alive, norms)
         if not alive.flags.writeable:
             self._norms = frame
@@ -403,35 +437,42 @@ def _merged(segments: tuple[_Segment, ...]) -> tuple[_Segment, ...]:
 
 
 def _weighted(query: Mapping[int, float] | I64) -> tuple[I64, npt.NDArray[np.float64]]:
-    """Return distinct terms, ascending, and their weights."""
-    if isinstance(query, np.ndarray):
-        terms, counts = np.unique(query, return_counts=True)
-        return terms, counts.astype(np.float64)
-    pairs = sorted((term, weight) for term, weight in query.items() if weight > 0.0)
+    """Return distinct terms and their weights."""
+    weights = Counter(query.tolist()) if isinstance(query, np.ndarray) else query
+    pairs = [(term, weight) for term, weight in weights.items() if weight > 0.0]
     return (
         np.array([term for term, _ in pairs], np.int64),
         np.array([weight for _, weight in pairs], np.float64),
     )
 
 
-def _found(state: _State, terms: I64) -> tuple[I32, U16, I64]:
-    """Return rows, counts and positions in `terms` of every posting of these terms."""
-    tail = state.tail_terms[: state.n_tail]
-    of_term, at = np.nonzero(tail == terms[:, None])
-    rows, counts = [state.tail_rows[at]], [state.tail_counts[at]]
-    positions, sizes = [], []
+def _found(state: _State, terms: I64) -> _Found:
+    """Return every posting of these terms."""
+    rows, counts, of_run, sizes = [], [], [], []
+    if state.n_tail:
+        # One flat nonzero: numpy's is several times slower on two dimensions.
+        same = np.flatnonzero(state.tail_terms[: state.n_tail] == terms[:, None])
+        of_term, at = np.divmod(same, state.n_tail)
+        rows.append(state.tail_rows[at])
+        counts.append(state.tail_counts[at])
+        of_run.append(of_term)
+        sizes.append(np.ones(of_term.size, np.int64))
     for segment in state.segments:
         places = np.searchsorted(segment.terms, terms)
         places[places == segment.terms.size] = 0
         hits = np.flatnonzero(segment.terms[places] == terms)
         places = places[hits]
         starts, stops = segment.starts[places], segment.starts[places + 1]
-        positions.append(hits)
-        sizes.append(stops - starts)
+        of_run.append(hits)
+        sizes.append((stops - starts).astype(np.int64))
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             rows.append(segment.rows[start:stop])
             counts.append(segment.counts[start:stop])
-    if positions:
-        held = np.repeat(np.concatenate(positions), np.concatenate(sizes))
-        of_term = np.concatenate([of_term, held])
-    return np.concatenate(rows), np.concatenate(counts), of_term
+    if not rows:
+        return _Found(*_NOTHING, _NOTHING[0], _NOTHING[0])
+    return _Found(
+        np.concatenate(rows, dtype=np.int64),
+        np.concatenate(counts, dtype=np.float32),
+        np.concatenate(of_run),
+        np.concatenate(sizes),
+    )

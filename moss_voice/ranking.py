@@ -64,7 +64,7 @@ def fuse(dense: F32, keyword: F32, *, alpha: float) -> F32:
     if dense.shape != keyword.shape:
         raise ValueError(f"expected equal shapes, got {dense.shape} and {keyword.shape}")
     top = float(keyword.max(initial=0.0))
-    fused = np.float32(alpha) * dense
+    fused: F32 = np.float32(alpha) * dense
     if top > 0.0 and alpha < 1.0:
         fused += np.float32((1.0 - alpha) * KEYWORD_SCALE / top) * keyword
     return fused

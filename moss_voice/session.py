@@ -60,6 +60,7 @@ from moss_voice.text import ANALYZER, term_ids
 from moss_voice.types import (
     DocumentInfo,
     GetDocumentsOptions,
+    JobStatusResponse,
     MutationOptions,
     OnConflict,
     PushIndexResult,
@@ -68,7 +69,7 @@ from moss_voice.types import (
     SearchResult,
 )
 
-__all__ = ["Progress", "Remote", "SessionIndex", "in_worker"]
+__all__ = ["Progress", "Remote", "SessionIndex", "in_worker", "in_writer", "submit"]
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +104,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pools)
 
 
+def submit(function: Callable[..., T], *args: object) -> Future[T]:
+    """Start a function on our pool, from any thread."""
+    return _pool("work", max(2, min(4, os.cpu_count() or 2))).submit(function, *args)
+
+
 async def in_worker(function: Callable[..., T], *args: object) -> T:
     """Run a function on our pool; about 0.1 ms of overhead."""
-    pool = _pool("work", max(2, min(4, os.cpu_count() or 2)))
-    return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+    return await asyncio.wrap_future(submit(function, *args))
+
+
+async def in_writer(function: Callable[..., T], *args: object) -> T:
+    """Run a function that waits for a local disk, beside the pool that computes."""
+    return await asyncio.wrap_future(_pool("disk", 2).submit(function, *args))
 
 
 class Remote(NamedTuple):
@@ -117,7 +127,8 @@ class Remote(NamedTuple):
     cache: SegmentCache | None
 
 
-class _Loaded(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Loaded:
     """A version of an index, in memory.
 
     Attributes:
@@ -294,6 +305,7 @@ class SessionIndex:
         options: MutationOptions | None = None,
         *,
         on_progress: Progress | None = None,
+        written_at: Sequence[int] | None = None,
     ) -> tuple[int, int]:
         """Add documents, or update those whose id is known; all of them, or none where it fails.
 
@@ -301,6 +313,8 @@ class SessionIndex:
             docs: See `DocumentInfo`.
             options: See `MutationOptions`.
             on_progress: Told how many of how many are embedded.
+            written_at: Milliseconds, one per document: when it was written, for who brings in what was
+                written elsewhere; now where None.
 
         Returns:
             How many were added and how many updated.
@@ -314,19 +328,27 @@ class SessionIndex:
         for doc in docs:
             if not isinstance(doc, DocumentInfo):
                 raise InvalidArgumentError(f"docs: expected DocumentInfo, got {type(doc).__name__}")
+        if written_at is not None and len(written_at) != len(docs):
+            raise InvalidArgumentError("written_at: expected one time per document")
         if not (options or MutationOptions()).upsert and self._index is not None:
-            docs = [doc for doc in docs if doc.id not in self._index]
+            index = self._index
+            kept = [position for position, doc in enumerate(docs) if doc.id not in index]
+            docs = [docs[position] for position in kept]
+            written_at = written_at and [written_at[position] for position in kept]
         if not docs:
             return 0, 0
         vectors = await self._vectors_for(docs, on_progress)
-        return await in_worker(self.put, docs, vectors)
+        return await in_worker(partial(self.put, docs, vectors, written_at=written_at))
 
-    def put(self, docs: Sequence[DocumentInfo], vectors: F32) -> tuple[int, int]:
+    def put(
+        self, docs: Sequence[DocumentInfo], vectors: F32, *, written_at: Sequence[int] | None = None
+    ) -> tuple[int, int]:
         """Add documents with their unit rows; synchronous, for code that is on a worker already.
 
         Args:
             docs: See `DocumentInfo`.
             vectors: (n, dim) float32 unit rows.
+            written_at: Milliseconds, one per document: see `stamp`; now where None.
 
         Returns:
             How many were added and how many updated.
@@ -338,12 +360,17 @@ class SessionIndex:
             if self._index is None:
                 self._index = Index(int(vectors.shape[1]))
             ids = [doc.id for doc in docs]
-            at = np.full(len(ids), self._stamp(), np.int64)
+            at = np.array(written_at or [self._stamp()] * len(ids), np.int64)
             counts = self._index.upsert(Batch(ids, lines, vectors, terms, at))
             self._edits += 1
             self._mark(ids)
         self._grow_graph()
         return counts
+
+    def stamp(self) -> int:
+        """Return a time for a change, in milliseconds; later than every change this session has seen."""
+        with self._write:
+            return self._stamp()
 
     def _mark(self, ids: Collection[str]) -> None:
         self._changes += 1
@@ -419,31 +446,33 @@ class SessionIndex:
             SessionClosedError: After `close`.
         """
         started = time.perf_counter()
+        matches = await self.search(query, options)
+        docs = [self.result_of(match) for match in matches]
+        took_ms = (time.perf_counter() - started) * 1000.0
+        return SearchResult(docs, query, self._name, took_ms)
+
+    async def search(self, query: str, options: QueryOptions | None = None) -> list[Match]:
+        """Do what `query` does, and return what the hits were ranked by too."""
         self._check_open()
         if not isinstance(query, str):
             raise InvalidArgumentError(f"query: expected a str, got {type(query).__name__}")
         self._look_for_newer()
         options = options or QueryOptions()
         condition = parse_filter(options.filter)
-        matches: list[Match] = []
         if self._index is None:
             if options.embedding is not None:
                 _unit(options.embedding, None)
-        elif query.strip() or options.embedding is not None:
-            matches = await in_worker(self._query, query, options, condition)
-        docs = [
-            QueryResultDocumentInfo(
-                match.document.id,
-                match.document.text,
-                match.document.metadata,
-                match.document.payload,
-                match.score,
-                self._name,
-            )
-            for match in matches
-        ]
-        took_ms = (time.perf_counter() - started) * 1000.0
-        return SearchResult(docs, query, self._name, took_ms)
+            return []
+        if not query.strip() and options.embedding is None:
+            return []
+        return await in_worker(self._query, query, options, condition)
+
+    def result_of(self, match: Match) -> QueryResultDocumentInfo:
+        """Return a match as callers get it."""
+        doc = match.document
+        return QueryResultDocumentInfo(
+            doc.id, doc.text, doc.metadata, doc.payload, match.score, self._name
+        )
 
     def _query(self, query: str, options: QueryOptions, condition: Filter | None) -> list[Match]:
         alpha = ranking.DEFAULT_ALPHA if options.alpha is None else options.alpha
@@ -576,6 +605,7 @@ class SessionIndex:
             merged = on_conflict == "merge" and pushed.merged_from is not None
             loaded = await _fetch(self._remote, pushed.commit) if merged else None
             await in_worker(self._pushed, pushed.commit, changes, edits, loaded)
+            await self._report(pushed.commit)
             return PushIndexResult(
                 job_id=pushed.commit.job_id,
                 index_name=self._name,
@@ -585,6 +615,16 @@ class SessionIndex:
                 uploaded_bytes=pushed.uploaded_bytes,
                 merged_from=pushed.merged_from,
             )
+
+    async def _report(self, commit: Commit) -> None:
+        """Store the job of a push, so that any process can ask for it."""
+        at = commit.updated_at
+        job = JobStatusResponse(commit.job_id, "completed", 1.0, None, None, at, at, at)
+        try:
+            await self._remote.cloud.put_job(self._remote.project, job)
+        except MossError as error:
+            # The push itself stands.
+            logger.warning("push of index %r: its job was not stored (%s)", self._name, error.code)
 
     def _delta(self) -> tuple[int, int, Segment | None]:
         """Return what changed since the last push, and up to which change."""

@@ -31,30 +31,29 @@ _CACHED_WORDS: Final = 1 << 15
 # do underscores. The bound keeps a megabyte without a space from becoming one word in a cache.
 _WORD: Final = re.compile(
     r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![^\W_])"
-    r"|\d+\.\d+(?![^\W_]|\.\d)"
+    r"|\d+(?:\.\d+)+(?![^\W_])"
     r"|[^\W_]{1,64}(?:'[^\W_]{1,64}){0,3}"
 )
-_APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u02b9\u2032\u0060\u00b4", "'"))
+_THOUSANDS: Final = re.compile(r"\d,\d")
+_APOSTROPHES: Final = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u02bc\u02b9\u2032\u0060\u00b4", "'")
+)
 _ACCENT: Final = re.compile("[\u0300-\u036f]+")
 
 # Words that shape a sentence and say nothing about its subject, with their contractions as speech
 # recognisers write them, and hesitations. Small on purpose: the idf of BM25 does the rest.
-_FUNCTION_WORDS: Final = frozenset(
-    """
-    a an the and or but if so as of at by for from in into on to with about
-    i me my mine you your yours he him his she her hers it its we us our ours they them their
-    this that these those there here
-    am is are was were be been being do does did have has had will would can could shall should may
-    might must
-    what which who whom how
-    just then than too very also like
-    i'm i'd i've i'll you're you'd you've you'll he's she's it's we're we'd we've we'll they're they'd
-    they've they'll that's there's here's what's who's how's let's
-    im ive youre youve thats theres whats lets
-    n't 'd 'll 'm 're 's 've ll re ve
-    uh uhh um umm ummm uhm er erm ah oh hm hmm mm mhm
-    """.split()
+_FUNCTION_TEXT: Final = (
+    "a an the and or but if so as of at by for from in into on to with about"
+    " i me my mine you your yours he him his she her hers it its we us our ours they them their"
+    " this that these those there here"
+    " am is are was were be been being do does did have has had will would can could shall should"
+    " may might must what which who whom how just then than too very also like"
+    " i'm i'd i've i'll you're you'd you've you'll he's she's it's we're we'd we've we'll they're"
+    " they'd they've they'll that's there's here's what's who's how's let's"
+    " im ive youre youve thats theres whats lets"
+    " n't ll re ve uh uhh um umm ummm uhm er erm ah oh hm hmm mm mhm"
 )
+_FUNCTION_WORDS: Final = frozenset(_FUNCTION_TEXT.split())
 
 # Matched against whole words joined by spaces. No phrase can be read as two others, so that the
 # repetition never backtracks.
@@ -108,8 +107,9 @@ def words(text: str) -> list[str]:
     Returns:
         Each word in lower case, at most 64 letters between apostrophes. About 3 us for a turn.
     """
-    found = _WORD.findall(_normal(text))
-    if "," in text:
+    normal = _normal(text)
+    found: list[str] = _WORD.findall(normal)
+    if "," in normal and _THOUSANDS.search(normal):
         return [word.replace(",", "") for word in found]
     return found
 
@@ -125,7 +125,9 @@ def _stem(word: str) -> str:
 
 def _hash(stem: str) -> int:
     # 0 stands for "no term" below; one stem in 2**64 makes room for it.
-    return int.from_bytes(blake2b(stem.encode(), digest_size=8).digest(), "little", signed=True) or 1
+    return (
+        int.from_bytes(blake2b(stem.encode(), digest_size=8).digest(), "little", signed=True) or 1
+    )
 
 
 @lru_cache(_CACHED_WORDS)
@@ -164,11 +166,8 @@ def term_ids(text: str) -> I64:
         `digest_size=8`, little-endian, signed. About 6 us for a turn of known words.
     """
     said = words(text)
-    ids = np.fromiter(map(_content_id, said), np.int64, len(said))
-    content = ids[ids != 0] if 0 in ids else ids
-    if content.size == 0 and said:
-        return np.array([_hash(_stem(word)) for word in said], np.int64)
-    return content
+    content = list(filter(None, map(_content_id, said)))
+    return np.array(content or [_hash(_stem(word)) for word in said], np.int64)
 
 
 def is_filler(text: str) -> bool:

@@ -32,6 +32,7 @@ __all__ = [
     "PushIndexResult",
     "QueryOptions",
     "QueryResultDocumentInfo",
+    "RecoveredCall",
     "SearchResult",
 ]
 
@@ -227,3 +228,22 @@ class CallContext:
     took_ms: float
     outcome: Literal["ok", "skipped", "late", "failed"] = "ok"
     prefetched: bool = False
+
+
+@dataclass(config=_CONFIG, frozen=True)
+class RecoveredCall:
+    """What became of a journal that a dead process left.
+
+    Attributes:
+        index_name: The call's index; empty where the journal could not be read.
+        turns: Changes in it that no push had covered.
+        damaged: Records that could not be read.
+        status: `pushed`; `elsewhere` (it belongs to another cloud, which `detail` names) or `failed`
+            (`detail` says why): in both the journal is kept.
+    """
+
+    index_name: str
+    turns: int
+    damaged: int
+    status: Literal["pushed", "elsewhere", "failed"]
+    detail: str = ""

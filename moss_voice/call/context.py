@@ -14,11 +14,11 @@ A block is a tag, one line that says what it is, one line per hit and the closin
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
-from moss_voice import text as spoken
+from moss_voice.text import sentences, squash
 from moss_voice.types import Hit
 
 __all__ = ["MAX_TOKENS", "escape", "passage_source", "render", "tokens", "turn_source"]
@@ -47,8 +47,6 @@ _ENTITIES = {
 _DROPPED = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
 # Two that words of Persian, Hindi and others, and emoji, are spelled with.
 _JOINERS = "\u200c\u200d"
-
-_SENTENCE_END = re.compile(r"[.!?…]+[\"')\]]*(?=\s)|[\u3002\uff01\uff1f]")
 
 
 def turn_source(number: int, speaker: str, at_s: float | None = None) -> str:
@@ -125,24 +123,21 @@ def render(
 
 def _without_repeats(hits: Iterable[Hit], visible: Iterable[str]) -> list[Hit]:
     # Between spaces, so that a run of words is found only whole.
-    seen = [f" {spoken.squash(text)} " for text in visible]
+    seen = [f" {squash(text)} " for text in visible]
     kept: list[tuple[str, Hit]] = []
     for hit in hits:
-        words = f" {spoken.squash(hit.text)} "
+        words = f" {squash(hit.text)} "
         if any(words in other for other in seen) or any(words in other for other, _ in kept):
             continue
         # Within a much longer text a few words are no repeat: `yes` stands in many a passage.
-        repeated = [
-            i
-            for i, (other, _) in enumerate(kept)
-            if other in words and 2 * len(other) >= len(words)
-        ]
-        if not repeated:
+        place = next(
+            (i for i, (o, _) in enumerate(kept) if o in words and 2 * len(o) >= len(words)), None
+        )
+        if place is None:
             kept.append((words, hit))
-            continue
-        kept[repeated[0]] = (words, hit)
-        for i in reversed(repeated[1:]):
-            del kept[i]
+        else:
+            rest = [pair for pair in kept[place + 1 :] if pair[0] not in words]
+            kept = [*kept[:place], (words, hit), *rest]
     return [hit for words, hit in kept if words.strip()]
 
 
@@ -162,22 +157,16 @@ def _line(hit: Hit, budget: int, *, cut: bool) -> str | None:
 
 def _cut(folded: str, room: int) -> str:
     """Return the start of a text that takes at most `room` bytes once escaped."""
-    end = used = 0
-    for end, char in enumerate(folded):  # noqa: B007 - the first character that has no room
-        used += _size(char.translate(_ENTITIES))
-        if used > room:
-            break
-    else:
-        return folded
-    if folded[end] == " ":
-        return folded[:end]
-    part = folded[:end]
+    sizes = accumulate(_size(char.translate(_ENTITIES)) for char in folded)
+    end = next((i for i, size in enumerate(sizes) if size > room), len(folded))
     # A sentence's end is the better place unless it gives up more than half of the room.
-    ends = [match.end() for match in _SENTENCE_END.finditer(folded, 0, end + 1)]
-    if ends and end >= ends[-1] >= end / 2:
-        return part[: ends[-1]]
-    words_end = part.rfind(" ")
-    return part[:words_end] if words_end > 0 else part
+    stop = 0
+    for sentence in sentences(folded[:end])[:-1]:
+        stop = folded.index(sentence, stop) + len(sentence)
+    if stop >= end / 2:
+        return folded[:stop]
+    words_end = folded.rfind(" ", 0, end + 1)
+    return folded[: words_end if words_end > 0 else end]
 
 
 def _fold(text: str) -> str:

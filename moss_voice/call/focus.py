@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from moss_voice import text as spoken
+from moss_voice.text import words as words_of
 
 __all__ = ["DECAY", "WEIGHT", "Focus", "Names"]
 
-# Measured on DSTC10 spoken FAQ: `docs/architecture.md`, and design section 5.
+# On 104 rows of DSTC10 spoken FAQ these took recall@1 from .44 to .625 and recall@5 from .64 to .84.
 WEIGHT = 0.5
 DECAY = 0.7
 # Beyond this many entities a weight is under a hundredth of a cosine.
@@ -37,7 +37,7 @@ class Names(Generic[Rows]):
         # The lengths of the names that begin with a word: most words begin none.
         self._lengths: dict[str, tuple[int, ...]] = {}
         for value in self._groups:
-            key = tuple(spoken.words(value))
+            key = tuple(words_of(value))
             if key:
                 self._values.setdefault(key, []).append(value)
                 lengths = self._lengths.get(key[0], ())

@@ -12,9 +12,10 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self, overload
+from itertools import pairwise
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,7 @@ I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 U8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
+_Number = TypeVar("_Number", bound=np.generic)
 Buffer = bytes | bytearray | memoryview
 
 FORMAT: Final = 1
@@ -266,7 +268,7 @@ class Lines(Sequence[bytes]):
         # One copy of the whole, then slices of bytes: ten times as fast as slices of an array.
         data = self._data.tobytes()
         bounds = self._offsets.tolist()
-        return (data[start:end] for start, end in zip(bounds, bounds[1:], strict=False))
+        return (data[start:end] for start, end in pairwise(bounds))
 
 
 @dataclass(frozen=True, eq=False)
@@ -438,19 +440,22 @@ def _read_entry(
     """Return a tensor's shape and where it sits."""
     if not isinstance(entry, dict) or entry.get("dtype") != code:
         raise CorruptDataError(f"segment: {name}: expected dtype {code}")
-    shape, span = entry.get("shape"), entry.get("data_offsets")
-    n_axes = 2 if name == "vectors" else 1
-    for numbers, count in ((shape, n_axes), (span, 2)):
-        if (
-            not isinstance(numbers, list)
-            or len(numbers) != count
-            or not all(type(number) is int and 0 <= number < 1 << 53 for number in numbers)
-        ):
-            raise CorruptDataError(f"segment: {name}: expected shape and data_offsets")
-    start, end = span
+    shape = _counts(entry.get("shape"), 2 if name == "vectors" else 1, name)
+    start, end = _counts(entry.get("data_offsets"), 2, name)
     if end - start != math.prod(shape) * item_bytes or start % item_bytes:
         raise CorruptDataError(f"segment: {name}: shape and data_offsets disagree")
-    return tuple(shape), start, end
+    return shape, start, end
+
+
+def _counts(numbers: object, n: int, name: str) -> tuple[int, ...]:
+    """Return n whole numbers that no sum or product of a header can overflow."""
+    if (
+        not isinstance(numbers, list)
+        or len(numbers) != n
+        or not all(type(number) is int and 0 <= number < 1 << 53 for number in numbers)
+    ):
+        raise CorruptDataError(f"segment: {name}: expected {n} whole numbers")
+    return tuple(numbers)
 
 
 def _unpack(model_id: str, analyzer: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Segment:
@@ -482,9 +487,9 @@ def _unpack(model_id: str, analyzer: str, arrays: Mapping[str, npt.NDArray[Any]]
     _require(offsets[-1] == arrays["documents"].size, "document_offsets", "miss the end")
     # Compared, not subtracted: a difference of damaged numbers may overflow.
     _require(bool((offsets[1:] >= offsets[:-1]).all()), "document_offsets", "descend")
-    for name in ("written_at", "tombstones_at", "lengths"):
+    for name in ("written_at", "tombstones_at"):
         _require(bool((arrays[name] >= 0).all()), name, "are negative")
-    _check_postings(postings, n)
+    postings.check(arrays["lengths"])
     _check_vectors(vectors)
     return Segment(
         model_id=model_id,
@@ -502,16 +507,6 @@ def _unpack(model_id: str, analyzer: str, arrays: Mapping[str, npt.NDArray[Any]]
 def _require(holds: bool, name: str, fault: str) -> None:
     if not holds:
         raise CorruptDataError(f"segment: {name} {fault}")
-
-
-def _check_postings(postings: Postings, n_rows: int) -> None:
-    terms, rows, counts = postings
-    if not rows.size:
-        return
-    _require(int(rows.min()) >= 0 and int(rows.max()) < n_rows, "keyword_rows", "are out of range")
-    _require(bool((counts > 0).all()), "keyword_counts", "are zero")
-    ascending = (rows[1:] > rows[:-1]) | ((rows[1:] == rows[:-1]) & (terms[1:] > terms[:-1]))
-    _require(bool(ascending.all()), "keyword_rows", "are not sorted by row and term")
 
 
 def _check_vectors(vectors: F32) -> None:
@@ -664,8 +659,8 @@ def plan_push(
         base_version: The version that the pusher's copy was read from; 0 where there was none.
         base_segments: The segments of that version.
         delta: What the pusher changed since, or None.
-        doc_count: Documents alive in the pusher's copy. Where a merge joins in what others pushed, the
-            count must be made anew from the segments; see `resolve`.
+        doc_count: Documents alive in the pusher's copy. Where a merge joins in what others pushed, it is
+            but a guess: the caller counts anew from the segments; see `resolve`.
         model_id: The pusher's model.
         dim: Its numbers per vector.
         analyzer: The pusher's.
@@ -702,6 +697,9 @@ def plan_push(
     if there is not None and joins and not new:
         return there
     number = version if version is not None else head_version + 1
+    segments = (*kept, *new)
+    if moved and joins:
+        doc_count = min(doc_count, sum(ref.rows for ref in segments))
     return Commit(
         index=index,
         index_id=there.index_id if there is not None else index_id,
@@ -712,7 +710,7 @@ def plan_push(
         model_id=model_id,
         dim=dim,
         analyzer=analyzer,
-        segments=(*kept, *new),
+        segments=segments,
         doc_count=doc_count,
         created_at=there.created_at if there is not None else now,
         updated_at=now,
@@ -767,49 +765,41 @@ def compact(segments: Sequence[Segment], *, drop_tombstones_before: int | None =
     if any((s.model_id, s.dim) != (first.model_id, first.dim) for s in segments):
         raise ModelMismatchError("segments of different models cannot be joined")
     live, ordinals, tombstones, n = resolve(segments)
-    # Where each live row goes: its rank among the live rows' ordinals.
     rows_of = [np.flatnonzero(mask) for mask in live]
-    order = np.argsort(
-        np.concatenate([o[rows] for o, rows in zip(ordinals, rows_of, strict=True)]), kind="stable"
-    )
-    ids = [s.ids[row] for s, rows in zip(segments, rows_of, strict=True) for row in rows]
-    documents = [
-        s.documents[row] for s, rows in zip(segments, rows_of, strict=True) for row in rows
-    ]
-    written_at = np.concatenate(
-        [s.written_at[rows] for s, rows in zip(segments, rows_of, strict=True)]
-    )
-    vectors = np.concatenate([s.vectors[rows] for s, rows in zip(segments, rows_of, strict=True)])
-    joined = Segment(
+    order = np.argsort(_taken(ordinals, rows_of))
+    picked = [(s, row) for s, rows in zip(segments, rows_of, strict=True) for row in rows.tolist()]
+    picked = [picked[at] for at in order.tolist()]
+    same_words = all(s.analyzer == first.analyzer for s in segments)
+    return Segment(
         model_id=first.model_id,
-        analyzer="",
-        ids=[ids[at] for at in order],
-        documents=[documents[at] for at in order],
-        written_at=written_at[order],
-        vectors=vectors[order],
-        postings=Postings(np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0, np.uint16)),
-        lengths=np.zeros(n, np.int32),
+        analyzer=first.analyzer if same_words else "",
+        ids=[s.ids[row] for s, row in picked],
+        documents=[s.documents[row] for s, row in picked],
+        written_at=_taken([s.written_at for s in segments], rows_of)[order],
+        vectors=_taken([s.vectors for s in segments], rows_of)[order],
+        postings=_join_postings(segments, rows_of, order) if same_words else Postings.of([]),
+        lengths=(
+            _taken([s.lengths for s in segments], rows_of)[order]
+            if same_words
+            else np.zeros(n, np.int32)
+        ),
         tombstones={
             id_: at
             for id_, at in tombstones.items()
             if drop_tombstones_before is None or at >= drop_tombstones_before
         },
     )
-    if any(s.analyzer != first.analyzer for s in segments):
-        return joined
-    lengths = np.concatenate([s.lengths[rows] for s, rows in zip(segments, rows_of, strict=True)])
-    return replace(
-        joined,
-        analyzer=first.analyzer,
-        postings=_join_postings(segments, rows_of, order),
-        lengths=lengths[order],
-    )
+
+
+def _taken(columns: Sequence[npt.NDArray[_Number]], rows_of: Sequence[I64]) -> npt.NDArray[_Number]:
+    """Return some rows of each column, one after the other."""
+    return np.concatenate([column[rows] for column, rows in zip(columns, rows_of, strict=True)])
 
 
 def _join_postings(segments: Sequence[Segment], rows_of: Sequence[I64], order: I64) -> Postings:
     """Return the postings of the rows that are kept, numbered by their new places."""
     place = np.empty(order.size, np.int32)
-    place[order] = np.arange(order.size, dtype=np.int32)
+    place[order] = np.arange(order.size)
     parts: list[Postings] = []
     start = 0
     for segment, rows in zip(segments, rows_of, strict=True):
@@ -821,6 +811,9 @@ def _join_postings(segments: Sequence[Segment], rows_of: Sequence[I64], order: I
         parts.append(
             Postings(segment.postings.terms[kept], new_rows[kept], segment.postings.counts[kept])
         )
-    terms, rows, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
-    by_row = np.lexsort((terms, rows))
-    return Postings(terms[by_row], rows[by_row], counts[by_row])
+    terms = np.concatenate([part.terms for part in parts])
+    new = np.concatenate([part.rows for part in parts])
+    counts = np.concatenate([part.counts for part in parts])
+    # The entries of a row stay together and in order of terms.
+    by_row = np.argsort(new, kind="stable")
+    return Postings(terms[by_row], new[by_row], counts[by_row])

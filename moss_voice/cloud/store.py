@@ -226,7 +226,7 @@ class Cloud:
             ]
 
     async def _delete(self, paths: Sequence[str]) -> None:
-        with _translated(f"delete from {self.name}"):
+        with _translated(f"remove from {self.name}"):
             for path in paths:
                 with suppress(FileNotFoundError):  # somebody else collects too
                     await obstore.delete_async(self._store, path)
@@ -388,8 +388,10 @@ class Cloud:
         folder = _folder(project, commit.index)
         data = commit.encode()
         path = _commit_path(folder, commit.version)
-        if not await self._put(path, data, if_absent=True) and await self._get(path) != data:
-            return False
+        if not await self._put(path, data, if_absent=True):
+            there = await self._get(path)
+            if there is None or bytes(there) != data:
+                return False
         self._remember(folder, commit)
         return True
 
@@ -445,14 +447,11 @@ class Cloud:
         """
         folder = _folder(project, index)
         base, change = tuple(base_segments), await _encoded(delta)
-        made_whole = False
         for attempt in range(PUSH_TRIES):
             head, newest = await self._head(folder, index)
             moved = log.head_moved(head, base_version)
-            if moved and on_conflict == "replace" and not made_whole:
-                if not await self._stands(folder, head, base):
-                    base, change = (), await _made_whole(whole, index, base_version, newest)
-                    made_whole = True
+            if moved and on_conflict == "replace" and not await self._stands(folder, head, base):
+                base, change = (), await _made_whole(whole, index, base_version, newest)
             plan = log.plan_push(
                 head,
                 index=index,
@@ -490,11 +489,8 @@ class Cloud:
         """Tell whether a push may build on these segments: they are there and will stay."""
         if head is None or head.deleted:
             return not base
-        for ref in base:
-            if ref not in head.segments:
-                if await self._stored_at(_segment_path(folder, ref.sha256)) is None:
-                    return False
-        return True
+        paths = [_segment_path(folder, ref.sha256) for ref in base if ref not in head.segments]
+        return all([await self._stored_at(path) is not None for path in paths])
 
     async def _count(
         self,

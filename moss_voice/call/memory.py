@@ -1,0 +1,784 @@
+"""The memory of one call: hears turns, gives context, ends the call.
+
+The law: the voice loop never waits for us and never hears of our faults. Every turn is on disk before
+`heard` returns; every answer comes within its deadline, empty where it must be; what goes wrong inside
+is logged by kind and count, never by what was said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from moss_voice import ranking
+from moss_voice import text as spoken
+from moss_voice.call.context import MAX_TOKENS, passage_source, render, turn_source
+from moss_voice.call.focus import Focus, Names
+from moss_voice.call.journal import Journal, Pushed, Put
+from moss_voice.errors import InvalidArgumentError, MossError, SessionClosedError
+from moss_voice.index import Match
+from moss_voice.session import SessionIndex, in_worker, in_writer, submit
+from moss_voice.types import (
+    CallContext,
+    DocumentInfo,
+    Hit,
+    Metadata,
+    MetadataValue,
+    PushIndexResult,
+)
+
+__all__ = ["CallMemory", "Counters"]
+
+logger = logging.getLogger(__name__)
+
+F32 = npt.NDArray[np.float32]
+_T = TypeVar("_T")
+
+DEADLINE_MS = 50.0
+# A turn or passage whose cosine is below 0.1 says nothing about the query, whatever words they share
+# by chance.
+MIN_SCORE = 0.55
+# An interim stands for the final it begins where at most one word in six is still to come.
+PREFIX_SHARE = 5 / 6
+_KEPT_INTERIMS = 8
+_KEPT_ANSWERS = 4
+_PUSH_PAUSES_S = (0.2, 0.5, 1.0)
+
+
+class Counters(NamedTuple):
+    """What happened so far: numbers for metrics, none of it content."""
+
+    turns: int
+    contexts: int
+    skipped: int
+    late: int
+    failed: int
+    prefetched: int
+
+
+class _Turn(NamedTuple):
+    id: str
+    number: int
+    speaker: str
+    words: str
+    filler: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Entities:
+    """The names that a metadata field of a knowledge index knows."""
+
+    index: SessionIndex
+    names: Names[tuple[str, ...]]
+
+
+class _Answer(NamedTuple):
+    text: str
+    hits: list[Hit]
+    prefetched: bool
+
+
+class CallMemory:
+    """What an agent knows of the call that it is in.
+
+    Get one from `MossClient.call`. Use it from one event loop; `hearing` may be called from any thread.
+    Bad arguments raise; nothing else that goes wrong in here reaches the caller.
+    """
+
+    def __init__(
+        self,
+        session: SessionIndex,
+        *,
+        knowledge: Sequence[SessionIndex] = (),
+        journal: Journal | None = None,
+        focus: Sequence[str] = (),
+        top_k: int = ranking.DEFAULT_TOP_K,
+        alpha: float = ranking.DEFAULT_ALPHA,
+        min_score: float = MIN_SCORE,
+        max_tokens: int = MAX_TOKENS,
+        deadline_ms: float = DEADLINE_MS,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start from ready parts.
+
+        Args:
+            session: The call's own index, closed at the end of the call.
+            knowledge: Loaded indexes, shared and not closed.
+            journal: Where turns survive a crash; without one they do not.
+            focus: Metadata fields of the knowledge indexes that hold names of what a call can be about.
+            top_k: The most hits in one context.
+            alpha: See `QueryOptions`.
+            min_score: Hits of a lower score are left out, in [0, 1].
+            max_tokens: The budget of one context.
+            deadline_ms: How long `context` and `recall` may take.
+            now: Seconds on a clock that never goes back: how far into the call a turn is.
+        """
+        self.session = session
+        self.knowledge = tuple(knowledge)
+        self.top_k = top_k
+        self.alpha = alpha
+        self.min_score = min_score
+        self.max_tokens = max_tokens
+        self.deadline_ms = deadline_ms
+        self._journal = journal
+        self._focus_fields = tuple(focus)
+        self._now = now
+        self._started = now()
+        self._writer = secrets.token_hex(3)
+        # Guarded by _state, since workers read what the event loop writes.
+        self._state = threading.Lock()
+        self._turns: dict[str, _Turn] = {}
+        self._last_number = 0
+        self._vectors: deque[tuple[str, F32]] = deque(maxlen=ranking.CONVERSATION_TURNS + 1)
+        self._focus = Focus()
+        self._entities: list[_Entities] = []
+        self._unindexed: dict[str, tuple[DocumentInfo, int]] = {}
+        self._interims: OrderedDict[str, Future[F32]] = OrderedDict()
+        self._next_interim: str | None = None
+        self._answers: OrderedDict[object, _Answer] = OrderedDict()
+        self._counts = dict.fromkeys(Counters._fields, 0)
+        self._durable = journal is not None
+        self._order = asyncio.Lock()
+        self._hearing_tasks: set[asyncio.Task[None]] = set()
+        self._end: asyncio.Task[PushIndexResult | None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        session: SessionIndex,
+        *,
+        knowledge: Sequence[SessionIndex] = (),
+        journal: Journal | None = None,
+        focus: Sequence[str] = (),
+        **options: object,
+    ) -> Self:
+        """Take up a call, with the turns that its session resumed and the names worth a focus."""
+        self = cls(session, knowledge=knowledge, journal=journal, focus=focus, **options)  # type: ignore[arg-type]
+        await in_worker(self._prepare)
+        return self
+
+    def _prepare(self) -> None:
+        for doc in self.session.documents():
+            metadata = doc.metadata or {}
+            number = metadata.get("turn")
+            if isinstance(number, int):
+                self._last_number = max(self._last_number, number)
+                self._turns[doc.id] = _Turn(
+                    doc.id,
+                    number,
+                    str(metadata.get("speaker", "")),
+                    spoken.squash(doc.text),
+                    bool(metadata.get("filler", False)),
+                )
+        for index in self.knowledge:
+            groups: dict[str, list[str]] = {}
+            for doc in index.documents() if self._focus_fields else ():
+                for name in self._focus_fields:
+                    value = (doc.metadata or {}).get(name)
+                    if isinstance(value, str):
+                        groups.setdefault(value, []).append(doc.id)
+            if groups:
+                ids = {value: tuple(of_value) for value, of_value in groups.items()}
+                self._entities.append(_Entities(index, Names(ids)))
+        # The first turn of a call shall not wait for what every first run sets up.
+        if self.session.embedder is not None:
+            self.session.embedder.embed_query("hello")
+
+    def __repr__(self) -> str:
+        state = "ended" if self._end is not None else "live"
+        durable = "" if self._durable else ", not durable"
+        return f"<CallMemory {self.name!r} {len(self._turns)} turns, {state}{durable}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.end()
+
+    @property
+    def name(self) -> str:
+        """The call's id, and its index's name."""
+        return self.session.name
+
+    @property
+    def durable(self) -> bool:
+        """True while every acknowledged turn is in the journal; False without one or after it failed."""
+        return self._durable
+
+    @property
+    def counters(self) -> Counters:
+        """What happened so far."""
+        with self._state:
+            return Counters(**{**self._counts, "turns": len(self._turns)})
+
+    # --- hearing -----------------------------------------------------------------------------------
+
+    async def heard(
+        self,
+        text: str,
+        speaker: str = "caller",
+        *,
+        at: float | None = None,
+        final: bool = True,
+        interrupted: bool = False,
+        id: str | None = None,  # noqa: A002 - the published signature
+        metadata: Mapping[str, MetadataValue] | None = None,
+        embedding: Sequence[float] | None = None,
+    ) -> str | None:
+        """Remember a finished turn: when this returns, it is on disk and can be recalled.
+
+        The journal is written and flushed while the model runs, so that the turn survives `kill -9`
+        and, where `durable`, a power cut. A blank is not kept; a filler ("mm-hmm") is kept and never
+        recalled.
+
+        Args:
+            text: What was really spoken: after an interruption, no more than that.
+            speaker: `caller`, `agent`, or a name.
+            at: Seconds into the call; now where None.
+            final: False hands the text to `hearing`.
+            interrupted: True where the speaker was cut off.
+            id: Of the turn, to correct it later by the same id; made up where None.
+            metadata: Kept with the turn.
+            embedding: (dim,) numbers, where the call's model is `custom`.
+
+        Returns:
+            The turn's id; None where nothing was kept.
+
+        Raises:
+            InvalidArgumentError: If an argument is not what it should be.
+            SessionClosedError: After `end` or `discard`.
+        """
+        if not isinstance(text, str) or not isinstance(speaker, str) or not speaker:
+            raise InvalidArgumentError("heard: expected a text and a speaker's name, both str")
+        if id is not None and (not isinstance(id, str) or not id):
+            raise InvalidArgumentError("heard: expected a turn id that is not empty")
+        self._check_live()
+        if not final:
+            self.hearing(text)
+            return None
+        if not text.strip():
+            return None
+        with self._state:
+            turn = self._number(id, text, speaker)
+        fields: Metadata = {
+            **(metadata or {}),
+            "turn": turn.number,
+            "speaker": speaker,
+            "at_s": round(self._now() - self._started if at is None else at, 3),
+        }
+        if interrupted:
+            fields["interrupted"] = True
+        if turn.filler:
+            fields["filler"] = True
+        vector = None if embedding is None else tuple(float(x) for x in embedding)
+        doc = DocumentInfo(turn.id, text, fields, vector)
+        task = asyncio.get_running_loop().create_task(self._keep(doc))
+        self._hearing_tasks.add(task)
+        task.add_done_callback(self._hearing_tasks.discard)
+        # A host that cancels its own task at hang-up must not lose the turn with it.
+        await asyncio.shield(task)
+        return turn.id
+
+    def _number(self, id_: str | None, text: str, speaker: str) -> _Turn:
+        known = self._turns.get(id_) if id_ is not None else None
+        if known is None:
+            self._last_number += 1
+        number = known.number if known is not None else self._last_number
+        # The writer's mark keeps two agents that resumed the same call from using one id twice.
+        turn = _Turn(
+            id_ if id_ is not None else f"turn-{number}-{self._writer}",
+            number,
+            speaker,
+            spoken.squash(text),
+            spoken.is_filler(text),
+        )
+        self._turns[turn.id] = turn
+        self._answers.clear()
+        return turn
+
+    async def _keep(self, doc: DocumentInfo) -> None:
+        """Journal and index a turn, each whatever becomes of the other; one turn after another."""
+        async with self._order:
+            written_at = self.session.stamp()
+            await asyncio.gather(
+                in_writer(self._write, doc, written_at), in_worker(self._index, doc, written_at)
+            )
+
+    def _write(self, doc: DocumentInfo, written_at: int) -> None:
+        if self._journal is None or not self._durable:
+            return
+        vector = None if doc.embedding is None else np.array(doc.embedding, np.float32)
+        document = {"id": doc.id, "text": doc.text, "metadata": doc.metadata}
+        try:
+            self._journal.append(Put(document, written_at, vector))
+            self._journal.sync()
+        except MossError as error:
+            self._durable = False
+            logger.error(
+                "call %r: the journal failed (%s); turns from here on would not survive a crash",
+                self.name,
+                error,
+            )
+
+    def _index(self, doc: DocumentInfo, written_at: int) -> None:
+        with self._state:
+            waiting = list(self._unindexed.items())
+        for id_, (earlier, at) in [*waiting, (doc.id, (doc, written_at))]:
+            try:
+                self._index_one(earlier, at)
+            except Exception as error:  # noqa: BLE001 - the host must not hear of it
+                with self._state:
+                    self._unindexed[id_] = (earlier, at)
+                    self._counts["failed"] += 1
+                logger.error(
+                    "call %r: a turn was not indexed (%s) and will be tried again",
+                    self.name,
+                    type(error).__name__,
+                )
+            else:
+                with self._state:
+                    self._unindexed.pop(id_, None)
+
+    def _index_one(self, doc: DocumentInfo, written_at: int) -> None:
+        embedder = self.session.embedder
+        vector = _unit(doc) if embedder is None else embedder.embed([doc.text])[0]
+        self.session.put([doc], vector[None, :], written_at=[written_at])
+        named = [
+            value
+            for entities in self._entities
+            for value in entities.names.find(spoken.words(doc.text))
+        ]
+        with self._state:
+            turn = self._turns[doc.id]
+            if not turn.filler:
+                self._vectors = deque(
+                    [(id_, old) for id_, old in self._vectors if id_ != doc.id],
+                    maxlen=self._vectors.maxlen,
+                )
+                self._vectors.append((doc.id, vector))
+            self._focus.heard(named)
+
+    def hearing(self, partial: str) -> None:
+        """Take note of an interim transcript, so that the final need not be embedded anew.
+
+        Returns at once. One interim is embedded at a time; of those that come meanwhile, the newest.
+        """
+        embedder = self.session.embedder
+        if self._end is not None or embedder is None or not isinstance(partial, str):
+            return
+        if spoken.is_filler(partial):
+            return
+        with self._state:
+            if spoken.squash(partial) in self._interims:
+                return
+            if any(not run.done() for run in self._interims.values()):
+                self._next_interim = partial
+                return
+            self._start_interim(partial)
+
+    def _start_interim(self, partial: str) -> None:
+        embedder = self.session.embedder
+        assert embedder is not None  # noqa: S101 - hearing() looked
+        run = submit(embedder.embed_query, partial)
+        self._interims[spoken.squash(partial)] = run
+        while len(self._interims) > _KEPT_INTERIMS:
+            self._interims.popitem(last=False)
+        run.add_done_callback(self._interim_done)
+
+    def _interim_done(self, _: Future[F32]) -> None:
+        with self._state:
+            partial, self._next_interim = self._next_interim, None
+            if partial is not None and self._end is None:
+                with contextlib.suppress(RuntimeError):  # the interpreter is on its way out
+                    self._start_interim(partial)
+
+    # --- recalling ---------------------------------------------------------------------------------
+
+    async def context(
+        self,
+        text: str,
+        *,
+        visible: Collection[str] = (),
+        budget: int | None = None,
+        top_k: int | None = None,
+        deadline_ms: float | None = None,
+        embedding: Sequence[float] | None = None,
+    ) -> CallContext:
+        """Return what is worth knowing for the reply to a turn, from this call and the knowledge.
+
+        Has no side effect on what is remembered, and asking again is cheap: a host may ask for every
+        draft of a reply. Never raises but for bad arguments, and never takes much longer than the
+        deadline: late or after a fault it is empty, and `outcome` says so.
+
+        Args:
+            text: The turn to reply to, whether or not it was `heard` yet; it is left out itself.
+            visible: Ids of turns and passages that the LLM sees anyway.
+            budget: The most tokens of the block; the call's `max_tokens` where None.
+            top_k: The most hits; the call's where None.
+            deadline_ms: The call's where None.
+            embedding: (dim,) numbers for `text`, where the model is `custom`.
+        """
+        started = time.perf_counter()
+        if not isinstance(text, str) or isinstance(visible, str):
+            raise InvalidArgumentError("context: expected a text and a collection of visible ids")
+        if budget is not None and budget < 1:
+            raise InvalidArgumentError(
+                f"context: expected a budget of 1 token or more, got {budget}"
+            )
+        if top_k is not None and top_k < 1:
+            raise InvalidArgumentError(f"context: expected a top_k of 1 or more, got {top_k}")
+        with self._state:
+            self._counts["contexts"] += 1
+            turns_known = len(self._turns)
+        if self._end is not None or (embedding is None and spoken.is_filler(text)):
+            return self._context(_NOTHING, started, "skipped")
+        tokens = self.max_tokens if budget is None else budget
+        shown = frozenset(visible)
+        given = None if embedding is None else tuple(embedding)
+        key = (spoken.squash(text), shown, tokens, top_k or self.top_k, given, turns_known)
+        with self._state:
+            answer = self._answers.get(key)
+        if answer is not None:
+            return self._context(answer, started, "ok")
+        limit_s = (self.deadline_ms if deadline_ms is None else deadline_ms) / 1000.0
+        run = submit(self._answer, key, text, shown, tokens, top_k or self.top_k, given)
+        try:
+            answer = await _within(run, limit_s - (time.perf_counter() - started))
+        except TimeoutError:
+            return self._context(_NOTHING, started, "late")
+        except Exception as error:  # noqa: BLE001 - the host must not hear of it
+            logger.error("call %r: no context (%s)", self.name, type(error).__name__)
+            return self._context(_NOTHING, started, "failed")
+        return self._context(answer, started, "ok")
+
+    def _context(self, answer: _Answer, started: float, outcome: str) -> CallContext:
+        with self._state:
+            if outcome != "ok":
+                self._counts[outcome] += 1
+            self._counts["prefetched"] += answer.prefetched
+        took_ms = (time.perf_counter() - started) * 1000.0
+        return CallContext(answer.text, answer.hits, took_ms, outcome, answer.prefetched)  # type: ignore[arg-type]
+
+    def _answer(
+        self,
+        key: object,
+        text: str,
+        visible: frozenset[str],
+        tokens: int,
+        top_k: int,
+        given: tuple[float, ...] | None,
+    ) -> _Answer:
+        vector, prefetched = self._query_vector(text, given)
+        terms = dict.fromkeys(spoken.term_ids(text).tolist(), 1.0)
+        found = [
+            *self._recall(vector, terms, text, visible=visible, top_k=top_k),
+            *self._look_up(vector, terms, text, visible=visible, top_k=top_k),
+        ]
+        # Python's sort keeps equal hits in order: the call's own turns first.
+        found.sort(key=lambda pair: -pair[0])
+        hits = [hit for _, hit in found[:top_k]]
+        block, shown = render(hits, max_tokens=tokens)
+        answer = _Answer(block, shown, prefetched)
+        with self._state:
+            self._answers[key] = answer
+            while len(self._answers) > _KEPT_ANSWERS:
+                self._answers.popitem(last=False)
+        return answer
+
+    def _query_vector(self, text: str, given: tuple[float, ...] | None) -> tuple[F32 | None, bool]:
+        """Return the query's vector, by a model run only where no interim stands for it."""
+        if given is not None:
+            return _unit(DocumentInfo("query", text, None, given)), False
+        embedder = self.session.embedder
+        if embedder is None:
+            return None, False
+        words = spoken.squash(text)
+        with self._state:
+            run = self._interims.get(words)
+            if run is None:
+                run = next(
+                    (
+                        started
+                        for interim, started in reversed(self._interims.items())
+                        if words.startswith(f"{interim} ")
+                        and len(interim.split()) >= PREFIX_SHARE * len(words.split())
+                    ),
+                    None,
+                )
+        # One that has not begun would wait behind this very function.
+        if run is not None and (run.done() or run.running()):
+            with contextlib.suppress(Exception):
+                return run.result(), True
+        return embedder.embed_query(text), False
+
+    def _recall(
+        self,
+        vector: F32 | None,
+        terms: Mapping[int, float],
+        text: str,
+        *,
+        visible: frozenset[str],
+        top_k: int,
+    ) -> list[tuple[float, Hit]]:
+        """Find earlier turns of this call."""
+        with self._state:
+            left_out = (
+                visible | self._current(text) | {t.id for t in self._turns.values() if t.filler}
+            )
+        matches = self.session.find(
+            vector,
+            terms,
+            top_k=top_k,
+            alpha=self.alpha if vector is not None else 0.0,
+            exclude=left_out,
+            min_score=self.min_score if vector is not None else None,
+        )
+        return [(match.fused, self._turn_hit(match)) for match in matches]
+
+    def _current(self, text: str) -> frozenset[str]:
+        """Return the turns that the query itself was said in: the newest ones whose words it holds."""
+        words = f" {spoken.squash(text)} "
+        current: set[str] = set()
+        for turn in reversed(self._turns.values()):
+            if turn.speaker == "agent" or f" {turn.words} " not in words:
+                break
+            current.add(turn.id)
+        return frozenset(current)
+
+    def _look_up(
+        self,
+        vector: F32 | None,
+        terms: Mapping[int, float],
+        text: str,
+        *,
+        visible: frozenset[str],
+        top_k: int,
+    ) -> list[tuple[float, Hit]]:
+        """Find passages of the knowledge indexes, for the turn and for what led up to it."""
+        if not self.knowledge:
+            return []
+        with self._state:
+            current = self._current(text)
+            earlier = [old for id_, old in self._vectors if id_ not in current]
+            said = [t.words for t in self._turns.values() if not t.filler and t.id not in current]
+            focus = self._focus.recent
+        widened, weights = self._widened(vector, earlier), dict(terms)
+        for age, words in enumerate(reversed(said[-ranking.CONVERSATION_TURNS :]), start=1):
+            for term in spoken.term_ids(words).tolist():
+                weights.setdefault(term, ranking.KEYWORD_DECAY**age)
+        found: list[tuple[float, Hit]] = []
+        for index in self.knowledge:
+            query = widened if index.model_id == self.session.model_id else self._other(index, text)
+            matches = index.find(
+                query,
+                weights,
+                top_k=top_k,
+                alpha=self.alpha if query is not None else 0.0,
+                exclude=visible,
+                boost=self._boosts(index, text, focus),
+                min_score=self.min_score if query is not None else None,
+            )
+            found.extend((match.fused, _passage_hit(index, match)) for match in matches)
+        return found
+
+    @staticmethod
+    def _widened(vector: F32 | None, earlier: Sequence[F32]) -> F32 | None:
+        """Add what was said before to a query: the mean of the last turns' vectors, at no model run."""
+        if vector is None or not earlier:
+            return vector
+        recent = np.mean(earlier[-ranking.CONVERSATION_TURNS :], axis=0, dtype=np.float32)
+        wide = vector + np.float32(ranking.CONVERSATION_WEIGHT) * recent
+        norm = float(np.linalg.norm(wide))
+        return (wide / np.float32(norm)).astype(np.float32) if norm > 1e-6 else vector
+
+    @staticmethod
+    def _other(index: SessionIndex, text: str) -> F32 | None:
+        """Embed a query for a knowledge index of another model than the call's."""
+        return index.embedder.embed_query(text) if index.embedder is not None else None
+
+    def _boosts(self, index: SessionIndex, text: str, recent: Sequence[str]) -> dict[str, float]:
+        boosts: dict[str, float] = {}
+        for entities in self._entities:
+            if entities.index is not index:
+                continue
+            focus = Focus()
+            focus.heard(recent)
+            focus.heard(entities.names.find(spoken.words(text)))
+            for value, weight in focus.weights().items():
+                with contextlib.suppress(KeyError):  # a value of another index
+                    for id_ in entities.names.rows(value):
+                        boosts[id_] = max(weight, boosts.get(id_, 0.0))
+        return boosts
+
+    async def recall(self, text: str, *, top_k: int | None = None) -> list[Hit]:
+        """Return the turns of this call that fit a text, best first: for an agent's own tool.
+
+        Like `context` it is empty where it would be late or fails.
+        """
+        if not isinstance(text, str):
+            raise InvalidArgumentError(f"recall: expected a text, got {type(text).__name__}")
+        if self._end is not None or not text.strip():
+            return []
+
+        def run() -> list[Hit]:
+            vector, _ = self._query_vector(text, None)
+            terms = dict.fromkeys(spoken.term_ids(text).tolist(), 1.0)
+            none: frozenset[str] = frozenset()
+            found = self._recall(vector, terms, text, visible=none, top_k=top_k or self.top_k)
+            return [hit for _, hit in found]
+
+        try:
+            return await _within(submit(run), self.deadline_ms / 1000.0)
+        except Exception as error:  # noqa: BLE001 - the host must not hear of it
+            logger.error("call %r: no recall (%s)", self.name, type(error).__name__)
+            return []
+
+    def _turn_hit(self, match: Match) -> Hit:
+        metadata = match.document.metadata or {}
+        number, at_s = metadata.get("turn"), metadata.get("at_s")
+        source = (
+            turn_source(
+                number,
+                str(metadata.get("speaker", "unknown")),
+                float(at_s) if isinstance(at_s, int | float) else None,
+            )
+            if isinstance(number, int)
+            else passage_source(self.name, match.document.id)
+        )
+        return Hit(match.document.id, match.document.text, match.score, self.name, source, metadata)
+
+    # --- ending ------------------------------------------------------------------------------------
+
+    async def push(self) -> PushIndexResult:
+        """Store the call so far, so that another agent can resume it; the call goes on.
+
+        Raises:
+            CloudUnavailableError: If the cloud does not answer; nothing is lost.
+        """
+        self._check_live()
+        return await self._push()
+
+    async def _push(self) -> PushIndexResult:
+        async with self._order:
+            await in_worker(self._index_waiting)
+            position = self._journal.position if self._journal is not None else 0
+        result = await self.session.push_index(on_conflict="merge")
+        if self._journal is not None and self._durable and not self._unindexed:
+            await in_writer(self._journal.append, Pushed(result.version, position))
+        return result
+
+    def _index_waiting(self) -> None:
+        with self._state:
+            waiting = list(self._unindexed.values())
+        for doc, written_at in waiting:
+            self._index_one(doc, written_at)
+            with self._state:
+                self._unindexed.pop(doc.id, None)
+
+    async def end(self) -> PushIndexResult | None:
+        """End the call: push its index, then clear the journal.
+
+        Call it as often as you like, from wherever the host says goodbye: all get the same answer. A
+        push that fails is tried again; where it keeps failing, the journal stays for
+        `moss-voice recover` and for the next process.
+
+        Returns:
+            What was pushed; None where nothing was said, or where the push failed (which is logged).
+        """
+        if self._end is None:
+            self._end = asyncio.get_running_loop().create_task(self._finish(keep=True))
+        # Whoever waits may be cancelled; the push goes on.
+        return await asyncio.shield(self._end)
+
+    async def discard(self) -> None:
+        """End the call and forget it: nothing is pushed, the journal is cleared."""
+        if self._end is None:
+            self._end = asyncio.get_running_loop().create_task(self._finish(keep=False))
+        await asyncio.shield(self._end)
+
+    async def _finish(self, *, keep: bool) -> PushIndexResult | None:
+        await asyncio.gather(*self._hearing_tasks, return_exceptions=True)
+        result, done = None, True
+        if keep and (self._turns or self.session.unpushed):
+            result = await self._push_patiently()
+            done = result is not None
+        with contextlib.suppress(MossError):
+            await self.session.close()
+        if self._journal is not None:
+            try:
+                await in_writer(self._journal.clear if done else self._journal.close)
+            except MossError as error:
+                logger.error("call %r: the journal stays (%s)", self.name, error)
+        return result
+
+    async def _push_patiently(self) -> PushIndexResult | None:
+        for pause_s in (*_PUSH_PAUSES_S, None):
+            try:
+                return await self._push()
+            except Exception as error:  # noqa: BLE001 - the host is hanging up and must be let go
+                if pause_s is None:
+                    kept = (
+                        "its journal is kept: run `moss-voice recover`" if self._durable else "lost"
+                    )
+                    name = error.code if isinstance(error, MossError) else type(error).__name__
+                    logger.error("call %r was not pushed (%s); %s", self.name, name, kept)
+                else:
+                    await asyncio.sleep(pause_s)
+        return None
+
+    def _check_live(self) -> None:
+        if self._end is not None:
+            raise SessionClosedError(f"call {self.name!r} has ended")
+
+
+_NOTHING = _Answer("", [], prefetched=False)
+
+
+def _passage_hit(index: SessionIndex, match: Match) -> Hit:
+    doc = match.document
+    source = passage_source(index.name, doc.id)
+    return Hit(doc.id, doc.text, match.score, index.name, source, doc.metadata or {})
+
+
+def _unit(doc: DocumentInfo) -> F32:
+    vector = np.array(doc.embedding or (), np.float64)
+    norm = float(np.linalg.norm(vector))
+    if not np.isfinite(norm) or norm <= 0.0:
+        raise InvalidArgumentError(
+            f"{doc.id!r}: the model 'custom' needs an embedding of finite numbers, not all zero"
+        )
+    return (vector / norm).astype(np.float32)
+
+
+async def _within(run: Future[_T], limit_s: float) -> _T:
+    """Wait for a function on the pool, but not for long; what is late goes on and is thrown away.
+
+    Raises:
+        TimeoutError: When the time is up.
+    """
+    waiting = asyncio.wrap_future(run)
+    done, _ = await asyncio.wait({waiting}, timeout=max(0.0, limit_s))
+    if not done:
+        # Not cancelled: a run that has not begun would be dropped, and the next draft of the same
+        # reply would find nothing. Its exception, if any, is looked at so that nobody complains.
+        waiting.add_done_callback(lambda late: late.cancelled() or late.exception())
+        raise TimeoutError
+    return waiting.result()
