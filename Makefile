@@ -2,7 +2,7 @@
 # check: linters and types alone                         bench: speed and memory, as tables and JSON
 # matrix: the tests on every supported Python found here  format: tidy the code
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench matrix format clean
+.PHONY: demo test check wheel bench matrix format clean
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -33,11 +33,26 @@ check: $(READY)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-test: check
+# The wheel alone, in an environment of its own and away from the source tree.
+wheel: $(READY)
+	@rm -rf build/wheel && mkdir -p build/wheel
+	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	@$(PY) -m venv build/wheel/venv
+	@if test -x $(VENV)/bin/uv; then \
+		$(VENV)/bin/uv pip install --quiet --python build/wheel/venv/bin/python --constraint constraints.txt build/wheel/*.whl; \
+	else \
+		build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build/wheel/*.whl; \
+	fi
+	@cp tests/smoke/smoke.py build/wheel/ && cd build/wheel && env \
+		XDG_DATA_HOME=$(CURDIR)/build/wheel/data XDG_CACHE_HOME=$(CURDIR)/build/wheel/cache \
+		venv/bin/python -I smoke.py
+
+test: check wheel
 	$(PY) -m pytest
 
 bench: $(READY)
-	$(PY) -m benchmarks.run $(ARGS)
+	@mkdir -p build
+	$(PY) -m benchmarks.run --json build/bench.json $(ARGS)
 
 matrix:
 	@for v in 3.11 3.12 3.13; do \

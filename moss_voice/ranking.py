@@ -72,7 +72,8 @@ def fuse(dense: F32, keyword: F32, *, alpha: float) -> F32:
 
 def to_score(cosine: F32) -> F32:
     """Map cosines in [-1, 1] to scores in [0, 1]: `(1 + cosine) / 2`, clipped against rounding."""
-    return np.clip((cosine + np.float32(1.0)) * np.float32(0.5), 0.0, 1.0).astype(np.float32)
+    mapped: F32 = np.clip((cosine + np.float32(1.0)) * np.float32(0.5), 0.0, 1.0)
+    return mapped
 
 
 def best(scores: F32, ordinals: I64, *, k: int) -> I64:

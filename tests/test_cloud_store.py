@@ -639,15 +639,14 @@ async def test_collecting_garbage(stage: Stage) -> None:
 
     # A session that was opened long ago: its base is gone, but not what it knows.
     assert base is not None
+    old = replace(base, version=1, parent=0, changed=1)
     with pytest.raises(ConflictError, match="gone"):
-        await push(
-            cloud, segment("late", at=99), base=replace(base, version=1), on_conflict="replace"
-        )
+        await push(cloud, segment("late", at=99), base=old, on_conflict="replace")
     whole = segment("late", at=99)
     await push(
         cloud,
         None,
-        base=replace(base, version=1),
+        base=old,
         on_conflict="replace",
         whole=lambda: whole,
         doc_count=1,
@@ -756,7 +755,7 @@ async def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         open_cloud(tmp_path / "file")
     cloud = open_cloud(tmp_path / "cloud")
     (tmp_path / "cloud" / "p").write_text("x")
-    with pytest.raises(CloudUnavailableError, match="could not write") as caught:
+    with pytest.raises(CloudUnavailableError, match="Not a directory") as caught:
         await push(cloud, segment("a"))
     assert "Debug" not in str(caught.value)
 

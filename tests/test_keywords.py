@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moss_voice.errors import CorruptDataError
@@ -81,7 +81,6 @@ QUERY = st.dictionaries(TERMS, st.floats(0.01, 4.0), max_size=6)
 
 
 @given(st.data())
-@settings(max_examples=150)
 def test_scores_equal_the_naive_ones_in_every_generation(data: st.DataObject) -> None:
     """Whatever was added in whatever batches and deleted, each generation scores as if it were alone."""
     # Repeating the batch makes it spill from the tail into segments.
@@ -190,13 +189,9 @@ def test_postings_come_back_as_they_went_in(
     rows = data.draw(st.lists(st.integers(0, len(docs) - 1), unique=True, max_size=12))
     taken = keywords.postings(ids(rows))
     expected = Postings.of([ids(docs[row]) for row in rows])
-    assert [array.dtype for array in (taken.terms, taken.rows, taken.counts)] == [
-        np.int64,
-        np.int32,
-        np.uint16,
-    ]
-    for got, want in zip(taken, expected, strict=True):
-        assert np.array_equal(got, want)
+    assert np.array_equal(taken.terms, expected.terms)
+    assert np.array_equal(taken.rows, expected.rows)
+    assert np.array_equal(taken.counts, expected.counts)
     assert keywords.lengths(ids(rows)).tolist() == [len(docs[row]) for row in rows]
     taken.check(keywords.lengths(ids(rows)))
     again = Keywords.from_postings(taken, keywords.lengths(ids(rows)))

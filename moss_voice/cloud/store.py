@@ -248,25 +248,26 @@ class Cloud:
         Raises:
             CorruptDataError: If the newest commit is damaged.
         """
-        head, _ = await self._head(_folder(project, index), index)
+        head, _ = await self._head(_folder(project, index))
         return None if head is None or head.deleted else head
 
     async def read_commit(self, project: str, index: str, version: int) -> Commit | None:
         """Return one version of an index, or None where it was never made or is collected."""
-        return await self._read_commit(_folder(project, index), index, version)
+        return await self._read_commit(_folder(project, index), version)
 
-    async def _read_commit(self, folder: str, index: str, version: int) -> Commit | None:
+    async def _read_commit(self, folder: str, version: int) -> Commit | None:
         data = await self._get(_commit_path(folder, version))
         if data is None:
             return None
         commit = log.decode_commit(data)
-        if commit.version != version or commit.index != index:
+        if commit.version != version or not folder.endswith(f"/{encode_name(commit.index)}"):
             raise CorruptDataError(
-                f"commit {version} of index {index!r} is another's: version {commit.version}"
+                f"commit {version} in {folder} is another's: version {commit.version} of index"
+                f" {commit.index!r}"
             )
         return commit
 
-    async def _head(self, folder: str, index: str) -> tuple[Commit | None, int]:
+    async def _head(self, folder: str) -> tuple[Commit | None, int]:
         """Return the newest commit, deleted or not, and the highest number in use."""
         for _ in range(PUSH_TRIES):
             known = self._heads.get(folder)
@@ -287,12 +288,12 @@ class Cloud:
                 return None, newest
             if known is not None and known.version == whole[-1]:
                 return known, newest
-            commit = await self._read_commit(folder, index, whole[-1])
+            commit = await self._read_commit(folder, whole[-1])
             if commit is not None:
                 self._remember(folder, commit)
                 return commit, newest
             # Collected between the listing and the reading: there are newer ones.
-        raise CloudUnavailableError(f"the log of index {index!r} in {self.name} never holds still")
+        raise CloudUnavailableError(f"the log in {folder} of {self.name} never holds still")
 
     async def _numbers(
         self, folder: str, *, after: str | None = None
@@ -336,25 +337,12 @@ class Cloud:
         heads: list[Commit | None] = []
         for start in range(0, len(folders), _PARALLEL):
             part = folders[start : start + _PARALLEL]
-            heads += await asyncio.gather(*(self._head_of_folder(folder) for folder in part))
+            found_heads = await asyncio.gather(*(self._head(folder) for folder in part))
+            heads += [head for head, _ in found_heads]
         return sorted(
             (head for head in heads if head is not None and not head.deleted),
             key=lambda head: head.index,
         )
-
-    async def _head_of_folder(self, folder: str) -> Commit | None:
-        """Return the newest commit of an index whose name is known from its commits alone."""
-        for _ in range(PUSH_TRIES):
-            whole = [number for number, size, _ in await self._numbers(folder) if size > 0]
-            if not whole:
-                return None
-            data = await self._get(_commit_path(folder, whole[-1]))
-            if data is not None:
-                commit = log.decode_commit(data)
-                if encode_name(commit.index) != folder.rpartition("/")[2]:
-                    raise CorruptDataError(f"commit {whole[-1]} in {folder} is another index's")
-                return commit
-        raise CloudUnavailableError(f"the log in {folder} of {self.name} never holds still")
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -448,7 +436,7 @@ class Cloud:
         folder = _folder(project, index)
         base, change = tuple(base_segments), await _encoded(delta)
         for attempt in range(PUSH_TRIES):
-            head, newest = await self._head(folder, index)
+            head, newest = await self._head(folder)
             moved = log.head_moved(head, base_version)
             if moved and on_conflict == "replace" and not await self._stands(folder, head, base):
                 base, change = (), await _made_whole(whole, index, base_version, newest)
@@ -548,7 +536,7 @@ class Cloud:
         if change is not None:
             await self._put_encoded(folder, change)
         for attempt in range(PUSH_TRIES):
-            now_head, newest = await self._head(folder, index)
+            now_head, newest = await self._head(folder)
             end = start + len(old)
             if now_head is None or now_head.segments[start:end] != old:
                 return None
@@ -577,10 +565,10 @@ class Cloud:
         """
         folder = _folder(project, index)
         for attempt in range(PUSH_TRIES):
-            head, newest = await self._head(folder, index)
+            head, newest = await self._head(folder)
             if head is None or head.deleted:
                 if head is not None:
-                    await self._erase(folder, index, head.version)
+                    await self._erase(folder, head.version)
                 raise IndexNotFoundError(f"there is no index {index!r} in {self.name}")
             last = replace(
                 head,
@@ -595,23 +583,23 @@ class Cloud:
                 deleted=True,
             )
             if await self.commit(project, last):
-                await self._erase(folder, index, last.version)
+                await self._erase(folder, last.version)
                 return
             await _stand_back(attempt)
         raise CloudUnavailableError(f"index {index!r} in {self.name} is pushed to all the time")
 
-    async def _erase(self, folder: str, index: str, before: int) -> None:
+    async def _erase(self, folder: str, before: int) -> None:
         """Remove the commits before a version, and the segments that they name."""
         old = [number for number, _, _ in await self._numbers(folder) if number < before]
         doomed: set[str] = set()
         for number in old:
             with suppress(CorruptDataError):  # what it named is unnamed now, and collected below
-                commit = await self._read_commit(folder, index, number)
+                commit = await self._read_commit(folder, number)
                 doomed |= {ref.sha256 for ref in commit.segments} if commit is not None else set()
         # Unnamed segments go too, but for those of a push that is still under way.
         await self._delete([_segment_path(folder, sha256) for sha256 in sorted(doomed)])
         await self._delete([_commit_path(folder, number) for number in old])
-        await self._collect(folder, index, grace=_FRESH, keep=1)
+        await self._collect(folder, grace=_FRESH, keep=1)
 
     async def collect(
         self, project: str, index: str, *, grace_s: float = GRACE_S, keep: int = KEEP_COMMITS
@@ -625,9 +613,9 @@ class Cloud:
             CorruptDataError: If a commit that is kept is damaged: then nothing is removed.
         """
         grace = timedelta(seconds=grace_s)
-        return await self._collect(_folder(project, index), index, grace=grace, keep=keep)
+        return await self._collect(_folder(project, index), grace=grace, keep=keep)
 
-    async def _collect(self, folder: str, index: str, *, grace: timedelta, keep: int) -> int:
+    async def _collect(self, folder: str, *, grace: timedelta, keep: int) -> int:
         horizon = datetime.now(UTC) - grace
         # Segments first: one that is committed after this listing is then known to be named.
         stored = await self._list(f"{folder}/segments")
@@ -637,7 +625,7 @@ class Cloud:
         kept |= {number for number, _ in whole[-max(keep, 1) :]}
         named: set[str] = set()
         for number in sorted(kept):
-            commit = await self._read_commit(folder, index, number)
+            commit = await self._read_commit(folder, number)
             named |= {ref.sha256 for ref in commit.segments} if commit is not None else set()
         doomed = [_commit_path(folder, number) for number, _ in whole if number not in kept]
         doomed += [
