@@ -27,12 +27,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.corpus import Corpus, believable_vectors, corpus
-from moss_voice import CallMemory, DocumentInfo, MossClient
+from moss_voice import CallMemory, DocumentInfo, MossClient, models
 from moss_voice.embedding import OnnxEmbedder
-from moss_voice.models import BUNDLED_DIRECTORY, DEFAULT_MODEL
+from moss_voice.models import DEFAULT_MODEL
 from moss_voice.text import is_filler
 
 Row = dict[str, Any]
+
+BUNDLED = Path(models.__file__).parent / "minilm"
 
 
 def percentiles(values: list[float]) -> Row:
@@ -63,7 +65,7 @@ async def settled(client: MossClient, name: str) -> None:
 
 async def turns(folder: Path, texts: Corpus, *, most_turns: int) -> Row:
     """Measure heard() and context() of replayed calls, beside the raw model run for the same text."""
-    raw = OnnxEmbedder.load(BUNDLED_DIRECTORY, model_id=DEFAULT_MODEL, cache_texts=0)
+    raw = OnnxEmbedder.load(BUNDLED, model_id=DEFAULT_MODEL, cache_texts=0)
     raw_model: list[float] = []
     results: dict[str, list[float]] = {"context": [], "context_prefetched": [], "heard": []}
     beside: dict[str, list[float]] = {name: [] for name in results}

@@ -32,7 +32,8 @@ MAX_WORDS = 150
 
 # A URL, a path or a serial number is one word to the eye and dozens of tokens to the model, which
 # cuts at every punctuation mark and within long runs: each further two pieces count as a word.
-_RUN = re.compile(r"\w+|[^\w\s]")
+# Scripts without spaces are cut at every character.
+_RUN = re.compile(r"[^\W\u3000-\u9fff\uac00-\ud7af]+|\S")
 _LONG_RUN = 12
 
 # The share of a passage that may be spent on repeating the last sentence of the passage before it.
@@ -290,14 +291,21 @@ def _parse(text: str, name: str, *, first_line: int) -> Any:
         return dict(pairs)
 
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        data = json.loads(text, object_pairs_hook=unique)
+        if "\\ud" in text.lower():  # half of an escaped pair: a character that no file could hold
+            json.dumps(data, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise InvalidArgumentError(
             f"{name}:{first_line + error.lineno - 1}: malformed JSON at column {error.colno}: "
             f"{error.msg}"
         ) from None
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(
+            f"{name}:{first_line}: malformed JSON: a \\u escape that is no character"
+        ) from None
     except RecursionError:
         raise InvalidArgumentError(f"{name}:{first_line}: JSON nested too deeply") from None
+    return data
 
 
 def _pick(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
@@ -621,9 +629,10 @@ def _cut(unit: _Unit, room: int) -> Iterator[_Unit]:
         return
     glue, run = unit.glue, ""
     for word in unit.text.split():
-        # So many characters never count as more than `room` words.
-        for start in range(0, len(word), room):
-            piece, between = word[start : start + room], " " if start == 0 else ""
+        # `room` characters never count as more than `room` words.
+        length = len(word) if _size(word) <= room else room
+        for start in range(0, len(word), length):
+            piece, between = word[start : start + length], " " if start == 0 else ""
             if run and _size(run + between + piece) > room:
                 yield _Unit(run, glue)
                 glue, run = between, ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -164,7 +164,17 @@ class _Column:
 class _Matter:
     """The row arrays: append-only, replaced as a whole when tombstones are swept out."""
 
-    __slots__ = ("columns", "documents", "ids", "keywords", "ordinals", "vectors", "written_at")
+    __slots__ = (
+        "columns",
+        "documents",
+        "earlier",
+        "ids",
+        "keywords",
+        "ordinals",
+        "row_of",
+        "vectors",
+        "written_at",
+    )
 
     def __init__(self, blocks: Sequence[Block], *, dim: int) -> None:
         self.ids: list[str] = [id_ for block in blocks for id_ in block.ids]
@@ -178,6 +188,16 @@ class _Matter:
         self.ordinals = _Column(np.concatenate([none, *(block.ordinals for block in blocks)]))
         self.written_at = _Column(np.concatenate([none, *(block.written_at for block in blocks)]))
         self.columns = Columns(self._metadata_of)
+        # Each id's newest row, also once it is dead, and the row that a row took the place of: so that
+        # a reader finds the row of its own generation, whatever is written meanwhile.
+        self.row_of: dict[str, int] = {}
+        self.earlier: dict[int, int] = {}
+
+    def place(self, id_: str, row: int) -> None:
+        """Note a document's new row, before it is published."""
+        if id_ in self.row_of:
+            self.earlier[row] = self.row_of[id_]
+        self.row_of[id_] = row
 
     def _metadata_of(self, row: int) -> Mapping[str, Any] | None:
         return decode_document(self.documents[row]).metadata
@@ -191,6 +211,28 @@ class _Generation(NamedTuple):
     alive: Bool
     n_alive: int
     graph: Graph | None
+
+    def row(self, id_: object) -> int | None:
+        """Return the living row of a document in this generation."""
+        row = self.matter.row_of.get(id_, -1)  # type: ignore[call-overload]
+        while row >= self.n_rows:
+            row = self.matter.earlier.get(row, -1)
+        return row if row >= 0 and self.alive[row] else None
+
+    def rows(self, ids: Iterable[str]) -> dict[str, int]:
+        """Return the living rows of those documents that there are, in the order asked."""
+        found = ((id_, self.row(id_)) for id_ in ids)
+        return {id_: row for id_, row in found if row is not None}
+
+    def allowed(self, condition: Filter | None, exclude: Collection[str]) -> Bool:
+        """Return the mask of the living rows that pass the filter and are not excluded."""
+        mask = self.alive
+        if condition is not None:
+            mask = mask & condition.mask(self.matter.columns, self.n_rows)
+        if exclude:
+            mask = mask.copy()
+            mask[list(self.rows(exclude).values())] = False
+        return mask
 
 
 class Index:
@@ -217,12 +259,13 @@ class Index:
         matter = _Matter(blocks, dim=dim)
         alive = np.concatenate([np.empty(0, np.bool_), *(block.alive for block in blocks)])
         alive.flags.writeable = False
-        self._row_of = {matter.ids[row]: int(row) for row in np.flatnonzero(alive)}
-        if len(self._row_of) != int(alive.sum()):
+        for row in np.flatnonzero(alive).tolist():
+            matter.place(matter.ids[row], row)
+        if matter.earlier:
             raise InvalidArgumentError("two rows alive share an id")
         ordinals = matter.ordinals.view(alive.size)
         self._next_ordinal = int(ordinals.max(initial=-1)) + 1
-        self._generation = _Generation(matter, alive.size, alive, len(self._row_of), None)
+        self._generation = _Generation(matter, alive.size, alive, len(matter.row_of), None)
 
     def __len__(self) -> int:
         return self._generation.n_alive
@@ -233,7 +276,7 @@ class Index:
         return f"<Index {now.n_alive} docs in {now.n_rows} rows{graph}>"
 
     def __contains__(self, id_: object) -> bool:
-        return id_ in self._row_of
+        return self._generation.row(id_) is not None
 
     def upsert(self, batch: Batch) -> tuple[int, int]:
         """Add documents, replacing those whose id is known.
@@ -251,12 +294,12 @@ class Index:
             now = self._generation
             matter = now.matter
             last = {id_: position for position, id_ in enumerate(batch.ids)}
-            added = sum(id_ not in self._row_of for id_ in last)
+            replaced = now.rows(last)
+            added = len(last) - len(replaced)
             keep = sorted(last.values())
             ids = [batch.ids[position] for position in keep]
             terms = [batch.terms[position] for position in keep]
-            replaced = [self._row_of[id_] for id_ in ids if id_ in self._row_of]
-            ordinals = self._ordinals_for(batch.ids, ids, matter)
+            ordinals = self._ordinals_for(ids, list(last), replaced, matter)
 
             # Whatever can fail comes before the first row is written.
             postings = Postings.of(terms)
@@ -270,45 +313,46 @@ class Index:
 
             alive = np.ones(now.n_rows + len(ids), np.bool_)
             alive[: now.n_rows] = now.alive
-            alive[replaced] = False
-            for offset, id_ in enumerate(ids):
-                self._row_of[id_] = now.n_rows + offset
-            self._publish(matter, alive, now.graph)
+            alive[list(replaced.values())] = False
+            for row, id_ in enumerate(ids, start=now.n_rows):
+                matter.place(id_, row)
+            self._publish(matter, alive, now.n_alive + added, now.graph)
             return added, len(batch.ids) - added
 
-    def _ordinals_for(self, given: Sequence[str], kept: Sequence[str], matter: _Matter) -> I64:
-        """Return the kept documents' ordinals: a known document keeps its place, a new one gets the next."""
-        fresh: dict[str, int] = {}
+    def _ordinals_for(
+        self, ids: Sequence[str], given: Sequence[str], replaced: Mapping[str, int], matter: _Matter
+    ) -> I64:
+        """Return the ordinals of `ids`: a known document keeps its place, new ones follow as given."""
+        places = matter.ordinals.view(len(matter.ids))
+        ordinals = {id_: int(places[row]) for id_, row in replaced.items()}
         for id_ in given:
-            if id_ not in self._row_of and id_ not in fresh:
-                fresh[id_] = self._next_ordinal + len(fresh)
-        self._next_ordinal += len(fresh)
-        known = matter.ordinals.view(len(matter.ids))
-        return np.array(
-            [fresh[id_] if id_ in fresh else known[self._row_of[id_]] for id_ in kept], np.int64
-        )
+            if id_ not in ordinals:
+                ordinals[id_] = self._next_ordinal
+                self._next_ordinal += 1
+        return np.array([ordinals[id_] for id_ in ids], np.int64)
 
     def delete(self, ids: Collection[str]) -> list[str]:
         """Remove documents; unknown ids are passed over. Returns the ids removed, in order."""
         with self._write:
             now = self._generation
-            gone = [id_ for id_ in dict.fromkeys(ids) if id_ in self._row_of]
+            gone = now.rows(ids)
             if gone:
                 alive = now.alive.copy()
-                alive[[self._row_of.pop(id_) for id_ in gone]] = False
-                self._publish(now.matter, alive, now.graph)
-            return gone
+                alive[list(gone.values())] = False
+                self._publish(now.matter, alive, now.n_alive - len(gone), now.graph)
+            return list(gone)
 
-    def _publish(self, matter: _Matter, alive: Bool, graph: Graph | None) -> None:
+    def _publish(self, matter: _Matter, alive: Bool, n_alive: int, graph: Graph | None) -> None:
         alive.flags.writeable = False
-        n_alive = len(self._row_of)
         dead = alive.size - n_alive
         if dead > max(SWEEP_ROWS, n_alive):
             rows = np.flatnonzero(alive)
             block = _extract(matter, rows)
             matter = _Matter([block], dim=self.dim)
-            self._row_of = {id_: row for row, id_ in enumerate(block.ids)}
-            alive = np.ones(rows.size, np.bool_)
+            for row, id_ in enumerate(block.ids):
+                matter.place(id_, row)
+            alive = block.alive
+            alive.flags.writeable = False
             graph = None
         self._generation = _Generation(matter, alive.size, alive, n_alive, graph)
 
@@ -338,7 +382,8 @@ class Index:
         if ids is None:
             rows = np.flatnonzero(now.alive)
             return rows[np.argsort(now.matter.ordinals.view(now.n_rows)[rows], kind="stable")]
-        return np.array([self._row_of[id_] for id_ in ids if id_ in self._row_of], np.int64)
+        living = now.rows(ids)
+        return np.array([living[id_] for id_ in ids if id_ in living], np.int64)
 
     def search(
         self,
@@ -370,13 +415,7 @@ class Index:
             the graph and the keywords propose candidates, which are scored exactly.
         """
         now = self._generation
-        allowed = now.alive
-        if condition is not None:
-            allowed = allowed & condition.mask(now.matter.columns, now.n_rows)
-        if exclude:
-            barred = [self._row_of[id_] for id_ in exclude if id_ in self._row_of]
-            allowed = allowed.copy()
-            allowed[[row for row in barred if row < now.n_rows]] = False
+        allowed = now.allowed(condition, exclude)
         n_allowed = int(np.count_nonzero(allowed))
         if n_allowed == 0 or top_k < 1:
             return []
@@ -386,10 +425,10 @@ class Index:
             words, scores = now.matter.keywords.scores(terms, n_rows=now.n_rows, alive=now.alive)
             passing = allowed[words]
             words, scores = words[passing], scores[passing]
+        boosted = {row: boost[id_] for id_, row in now.rows(boost).items()} if boost else {}
         if alpha == 0.0 or vector is None:
-            return self._keyword_matches(now, words, scores, top_k=top_k, min_score=min_score)
+            return _keyword_matches(now, words, scores, top_k, min_score, boosted)
 
-        boosted = self._boosted(boost, now.n_rows)
         rows = self._candidates(now, vector, words, scores, allowed, n_allowed, top_k, boosted)
         dense = (
             now.matter.vectors.scan(vector, n_rows=now.n_rows)
@@ -402,10 +441,7 @@ class Index:
             keyword = keyword[rows]
         fused = fuse(dense, keyword, alpha=alpha)
         score = to_score(dense)
-        for row, extra in boosted.items():
-            at = row if rows is None else int(np.searchsorted(rows, row))
-            if at < fused.size and (rows is None or rows[at] == row):
-                fused[at] += np.float32(extra)
+        _add(boosted, fused, rows)
         if rows is None:
             fused[~allowed] = -np.inf
         if min_score is not None:
@@ -421,10 +457,6 @@ class Index:
             )
             for at in chosen
         ]
-
-    def _boosted(self, boost: Mapping[str, float] | None, n_rows: int) -> dict[int, float]:
-        rows = ((self._row_of.get(id_, n_rows), extra) for id_, extra in (boost or {}).items())
-        return {row: extra for row, extra in rows if row < n_rows}
 
     def _candidates(
         self,
@@ -456,24 +488,6 @@ class Index:
             words = words[np.argpartition(scores, words.size - wanted)[words.size - wanted :]]
         extra = np.array([row for row in boosted if allowed[row]], np.int64)
         return np.unique(np.concatenate([near, tail, words, extra]))
-
-    def _keyword_matches(
-        self, now: _Generation, rows: I64, scores: F32, *, top_k: int, min_score: float | None
-    ) -> list[Match]:
-        share = scores / scores.max(initial=np.float32(1e-30))
-        fused = share.copy()
-        if min_score is not None:
-            fused[share < min_score] = -np.inf
-        chosen = best(fused, now.matter.ordinals.view(now.n_rows)[rows], k=top_k)
-        return [
-            Match(
-                int(rows[at]),
-                decode_document(now.matter.documents[int(rows[at])]),
-                float(share[at]),
-                float(fused[at]),
-            )
-            for at in chosen
-        ]
 
     @property
     def wants_graph(self) -> bool:
@@ -526,8 +540,8 @@ class Index:
             assert now.alive.size == now.n_rows == len(matter.ids) == len(matter.documents)  # noqa: S101
             assert matter.vectors.n_rows == matter.keywords.n_rows == now.n_rows  # noqa: S101
             living = {matter.ids[row]: int(row) for row in np.flatnonzero(now.alive)}
-            assert living == self._row_of  # noqa: S101
-            assert now.n_alive == len(living)  # noqa: S101
+            assert living == now.rows(matter.row_of)  # noqa: S101
+            assert now.n_alive == len(living) == int(now.alive.sum())  # noqa: S101
             ordinals = matter.ordinals.view(now.n_rows)[now.alive]
             assert np.unique(ordinals).size == ordinals.size  # noqa: S101
             assert ordinals.max(initial=-1) < self._next_ordinal  # noqa: S101
@@ -552,3 +566,36 @@ def _extract(matter: _Matter, rows: I64) -> Block:
         np.ones(rows.size, np.bool_),
         matter.ordinals.view(n_rows)[rows].copy(),
     )
+
+
+def _add(extra: Mapping[int, float], scores: F32, rows: I64 | None) -> None:
+    """Add something to the scores of some rows; `rows` are those scored, ascending, None for all."""
+    for row, more in extra.items():
+        at = row if rows is None else int(np.searchsorted(rows, row))
+        if at < scores.size and (rows is None or rows[at] == row):
+            scores[at] += np.float32(more)
+
+
+def _keyword_matches(
+    now: _Generation,
+    rows: I64,
+    scores: F32,
+    top_k: int,
+    min_score: float | None,
+    boosted: Mapping[int, float],
+) -> list[Match]:
+    """Rank by keywords alone; `rows` are those that share a word with the query, ascending."""
+    share = scores / scores.max(initial=np.float32(1e-30))
+    fused = share.copy()
+    _add(boosted, fused, rows)
+    if min_score is not None:
+        fused[share < min_score] = -np.inf
+    return [
+        Match(
+            row := int(rows[at]),
+            decode_document(now.matter.documents[row]),
+            float(share[at]),
+            float(fused[at]),
+        )
+        for at in best(fused, now.matter.ordinals.view(now.n_rows)[rows], k=top_k)
+    ]

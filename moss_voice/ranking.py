@@ -87,7 +87,7 @@ def best(scores: F32, ordinals: I64, *, k: int) -> I64:
     Returns:
         (<= k,) int64 positions into `scores`. O(n + k log k) but for many ties.
     """
-    if k < scores.size:
+    if 0 < k < scores.size:
         threshold = np.partition(scores, scores.size - k)[scores.size - k]
         candidates = np.flatnonzero(scores >= threshold)
     else:

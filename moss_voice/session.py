@@ -55,7 +55,7 @@ from moss_voice.index import (
     encode_document,
 )
 from moss_voice.keywords import Postings
-from moss_voice.models import CUSTOM, DEFAULT_MODEL, load_embedder
+from moss_voice.models import CUSTOM_MODEL as CUSTOM, DEFAULT_MODEL, load_embedder
 from moss_voice.text import ANALYZER, term_ids
 from moss_voice.types import (
     DocumentInfo,

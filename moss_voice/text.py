@@ -36,7 +36,7 @@ _WORD: Final = re.compile(
 )
 _THOUSANDS: Final = re.compile(r"\d,\d")
 _APOSTROPHES: Final = str.maketrans(
-    dict.fromkeys("\u2018\u2019\u02bc\u02b9\u2032\u0060\u00b4", "'")
+    dict.fromkeys("\u2018\u2019\u02bc\u02b9\u2032\u0060\u00b4\u1ffd", "'")
 )
 _ACCENT: Final = re.compile("[\u0300-\u036f]+")
 

@@ -388,8 +388,9 @@ class Graph:
         if k < 1:
             raise InvalidArgumentError(f"k: expected at least 1, got {k}")
         # hnswlib keeps max(ef, k) candidates, and its ef is a setting of the whole index: asking for
-        # ef rows sets it for this call alone.
-        rows = self._walk(query, max(k, ef))
+        # ef rows sets it for this call alone. They come nearest first by its own sums, which differ
+        # from ours in the last bits: a few rows to spare make up for that.
+        rows = self._walk(query, max(k, ef))[: k + 16]
         scores = self._vectors.dot(query, rows)
         if self._twins:
             twins = [self._twins.get(row, _NO_ROWS)[:k] for row in rows.tolist()]
@@ -399,7 +400,7 @@ class Graph:
         return rows[best], scores[best]
 
     def _walk(self, query: F32, want: int) -> I64:
-        """Let hnswlib find `want` rows that are no twins."""
+        """Let hnswlib find `want` rows that are no twins; nearest first."""
         want = min(want, self._index.element_count)
         while True:
             try:

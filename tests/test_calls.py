@@ -123,6 +123,8 @@ C = '{"id": "c", "turns": [{"i": 0, "speaker": "user", "text": "Zanzibar"'
     ("line", "expected"),
     [
         (C, "the line: Invalid JSON"),
+        (C.replace("Zan", "Zan\\ud800") + "}]}", "the line: Invalid JSON"),
+        ("[" * 100_000, "the line: Invalid JSON"),
         (b"\xff" + C.encode(), "the line: Invalid JSON"),
         (C.encode().replace(b"Zan", b"Zan\xff") + b"}]}", "the line: Invalid JSON"),
         (f'["{SECRET}"]', "the line: "),

@@ -19,7 +19,7 @@ def test_faq_is_of_a_believable_size() -> None:
     for document in documents:
         assert re.fullmatch(r"faq#[a-z0-9-]*[a-z0-9]", document.id)
         assert not re.search(r"-2$", document.id)
-        assert 25 <= len(document.text.split()) <= MAX_WORDS
+        assert 20 <= len(document.text.split()) <= MAX_WORDS
 
 
 def test_faq_does_not_contradict_itself() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moss_voice.errors import FilterError
@@ -231,9 +231,9 @@ METADATA = st.none() | st.dictionaries(st.sampled_from("fgh"), VALUES, max_size=
 CONDITIONS = st.fixed_dictionaries(
     {},
     optional={
-        **{name: SCALARS.filter(lambda one: one != 10**400) for name in ("$eq", "$ne")},
-        **{name: NUMBERS for name in ("$gt", "$gte", "$lt", "$lte")},
-        **{name: st.lists(SCALARS, max_size=3) for name in ("$in", "$nin")},
+        **dict.fromkeys(("$eq", "$ne"), SCALARS),
+        **dict.fromkeys(("$gt", "$gte", "$lt", "$lte"), NUMBERS),
+        **dict.fromkeys(("$in", "$nin"), st.lists(SCALARS, max_size=3)),
         "$near": st.sampled_from(["1,1,0", "1,1,150", "0,-180,1e6", "0,0,3e7"]),
     },
 ).filter(bool)
@@ -249,7 +249,6 @@ FILTERS: st.SearchStrategy[dict[str, Any]] = st.recursive(
 
 
 @given(st.lists(FILTERS, min_size=1, max_size=4), st.lists(METADATA, max_size=25), st.data())
-@settings(max_examples=200)
 def test_masks_agree_with_single_answers(
     raws: list[dict[str, Any]], rows: list[dict[str, Any] | None], data: st.DataObject
 ) -> None:
@@ -364,7 +363,7 @@ def test_readers_agree_while_rows_are_added() -> None:
     for reader in readers:
         reader.start()
     for i in range(50, 1500):
-        rows.append({"f": i, "g": "ab"[i % 2], "h": f"v{i % 50}"})
+        rows.append({"f": i, "g": "ab"[i % 2], "h": f"v{i % 50}"})  # noqa: PERF401 - readers watch
     done.set()
     for reader in readers:
         reader.join()

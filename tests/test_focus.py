@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moss_voice.call.focus import Focus, Names
@@ -27,6 +27,8 @@ def naive(values: list[str], turn: list[str]) -> list[str]:
     return found
 
 
+@settings(deadline=None)
+@example(["ash", "bay", "bay ash"], ["ash", "bay"])
 @given(names_drawn, st.lists(vocabulary, max_size=12))
 def test_find_is_the_naive_search(values: list[str], turn: list[str]) -> None:
     """The look-up by first word and length finds what trying every span finds, in the same order."""
@@ -97,6 +99,7 @@ def test_weights_fall_with_each_name_after() -> None:
     assert repr(focus) == "<Focus on 3 values>"
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 30).map(str), max_size=4), max_size=20))
 def test_recent_is_the_order_of_last_naming(turns: list[list[str]]) -> None:
     """The list holds each value once, the newest first, and stays short through any call."""

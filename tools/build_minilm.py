@@ -276,8 +276,8 @@ class Runner:
     """Runs a graph on texts, one at a time and without padding, as the embedder does."""
 
     def __init__(self, model: bytes, tokenizer_json: bytes) -> None:
-        import onnxruntime  # noqa: PLC0415
-        from tokenizers import Tokenizer  # noqa: PLC0415
+        import onnxruntime
+        from tokenizers import Tokenizer
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -300,7 +300,9 @@ class Runner:
         return np.concatenate([self.run(text)["sentence_embedding"] for text in texts])
 
 
-def calibrate(weights: Mapping[str, F32], tokenizer_json: bytes, texts: Sequence[str]) -> dict[str, Range]:
+def calibrate(
+    weights: Mapping[str, F32], tokenizer_json: bytes, texts: Sequence[str]
+) -> dict[str, Range]:
     """See which values each product's input takes, in float32, over the calibration texts.
 
     Rounded to three digits, so that the last bits of another machine's float32 do not show.
@@ -485,7 +487,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in report.rows:
         print(f"{name}: {value}")
     if report.min_cosine < MIN_COSINE or report.recall_loss > MAX_RECALL_LOSS:
-        print(f"int8 is too far from float32 (cosine at least {MIN_COSINE} wanted)", file=sys.stderr)
+        print(
+            f"int8 is too far from float32 (cosine at least {MIN_COSINE} wanted)", file=sys.stderr
+        )
         return 1
 
     options.out.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ class Names(Generic[Rows]):
             (length, start)
             for start, word in enumerate(words)
             for length in self._lengths.get(word, ())
-            if tuple(words[start : start + length]) in self._values
+            if start + length <= len(words) and tuple(words[start : start + length]) in self._values
         ]
         taken = [False] * len(words)
         found: dict[str, None] = {}

@@ -72,15 +72,13 @@ class SegmentCache:
             stamp = self._stamp(path)
             if stamp is None:
                 return None
-            with path.open("rb") as file:
-                # An empty file cannot be mapped, and is no segment.
-                data = (
-                    memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) or b"")
-                    if stamp[0]
-                    else memoryview(b"")
-                )
-            if self._sound(path, stamp, data, ref.sha256):
-                return data
+            if stamp[0] == ref.size_bytes:
+                with path.open("rb") as file:
+                    data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                if self._sound(path, stamp, ref.sha256, data):
+                    return data
+            else:
+                logger.warning("dropping a cached file of another size: %s", path.name)
             self._drop(path)
         return None
 
@@ -102,9 +100,7 @@ class SegmentCache:
         for path in self._graph_files(key):
             with self._forgiving("read", path):
                 stamp = self._stamp(path)
-                if stamp is not None and self._sound(
-                    path, stamp, None, path.name.partition(".")[2]
-                ):
+                if stamp is not None and self._sound(path, stamp, path.suffix[1:]):
                     try:
                         return read(path)
                     except CorruptDataError:
@@ -112,7 +108,7 @@ class SegmentCache:
                 self._drop(path)
         return None
 
-    def write_graph(self, key: str, write: Callable[[Path], None]) -> None:
+    def write_graph(self, key: str, write: Callable[[Path], object]) -> None:
         """Keep a graph under a key; its checksum becomes part of its file's name.
 
         Args:
@@ -136,7 +132,8 @@ class SegmentCache:
     @contextmanager
     def _writing(self, path: Path, *, named_by_hash: bool = False) -> Iterator[Path]:
         """Give a temporary file that takes its place, whole, when the block ends without an error."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         descriptor, name = mkstemp(suffix=_TEMPORARY, dir=path.parent)
         os.close(descriptor)
         temporary = Path(name)
@@ -157,7 +154,10 @@ class SegmentCache:
             return None
         return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
-    def _sound(self, path: Path, stamp: _Stamp, data: memoryview | None, sha256: str) -> bool:
+    def _sound(
+        self, path: Path, stamp: _Stamp, sha256: str, data: memoryview | None = None
+    ) -> bool:
+        """Tell whether a file is what it should be, hashing it unless that was done before."""
         with self._lock:
             if self._verified.get(path) == stamp:
                 return True

@@ -440,6 +440,7 @@ class Cloud:
             moved = log.head_moved(head, base_version)
             if moved and on_conflict == "replace" and not await self._stands(folder, head, base):
                 base, change = (), await _made_whole(whole, index, base_version, newest)
+                doc_count = len(change.segment.ids) if change is not None else 0
             plan = log.plan_push(
                 head,
                 index=index,

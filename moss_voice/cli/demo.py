@@ -1,0 +1,184 @@
+"""`moss-voice demo`: a support call from the first turn to a colleague who takes it up."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from moss_voice import demo
+from moss_voice.cli.play import Pace, Played, Tally, play, show_tally, show_turn, turn_id
+from moss_voice.cli.shell import Shell, plain
+from moss_voice.cli.specialist import Visit, ask_specialist
+from moss_voice.client import MossClient
+from moss_voice.errors import MossError
+from moss_voice.types import PushIndexResult
+
+__all__ = ["run_demo"]
+
+KNOWLEDGE = "larkline-help"
+PROJECT = "demo"
+
+
+async def run_demo(shell: Shell, *, pace: Pace, top_k: int, deadline_ms: float) -> None:
+    """Play the demo in a temporary cloud and tell what happened."""
+    script, documents, questions = demo.call(), demo.faq_documents(), demo.questions()
+    out = None if shell.json else shell.out
+    tally, played = Tally(calls=1), list[Played]()
+    with tempfile.TemporaryDirectory(prefix="moss-voice-demo-") as folder:
+        root = Path(folder)
+        client = MossClient(
+            PROJECT,
+            shell.project_key,
+            cloud=root / "cloud",
+            cache_path=root / "cache",
+            journal_path=root / "journal",
+        )
+        async with client:
+            started = time.perf_counter()
+            with shell.progress("Embedding the FAQ") as moved:
+                await client.create_index(KNOWLEDGE, documents, on_progress=moved)
+            indexed_ms = (time.perf_counter() - started) * 1000.0
+            call = await client.call(
+                script.id, knowledge=[KNOWLEDGE], top_k=top_k, deadline_ms=deadline_ms
+            )
+            if out is not None:
+                _introduce(out, len(script.spoken), script.turns[-1].end_s, len(documents), indexed_ms)
+            async for turn in play(call, script, pace=pace):
+                tally.add(turn)
+                played.append(turn)
+                if out is not None:
+                    show_turn(out, turn)
+            pushed = await call.end()
+            if pushed is None:
+                raise MossError("the demo's call could not be pushed")
+        if out is not None:
+            _show_push(out, tally, pushed)
+        told = await ask_specialist(
+            [Visit(script.id, [question.query for question in questions])],
+            cloud=str(root / "cloud"),
+            project_id=PROJECT,
+            project_key=shell.project_key,
+        )
+    resumed = told["calls"][0]
+    answers = [
+        _judged(question, answer)
+        for question, answer in zip(questions, resumed["answers"], strict=True)
+    ]
+    if out is not None:
+        _show_specialist(out, told["pid"], resumed, answers, {turn_id(p.turn): p for p in played})
+    else:
+        shell.emit(
+            {
+                "call": script.id,
+                "timing": script.timing,
+                "knowledge": {"index": KNOWLEDGE, "docs": len(documents), "took_ms": indexed_ms},
+                "turns": [turn.as_json() for turn in played],
+                "summary": tally.as_json(),
+                "push": pushed,
+                "specialist": {
+                    "pid": told["pid"],
+                    "docs": resumed["docs"],
+                    "resume_ms": resumed["resume_ms"],
+                    "answers": answers,
+                },
+            }
+        )
+    if resumed["docs"] != pushed.doc_count:
+        raise MossError(
+            f"the specialist resumed {resumed['docs']} turns where {pushed.doc_count} were pushed"
+        )
+
+
+def _judged(question: demo.Question, answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Hold what was found against the turns that answer; `rank` is None where none of them was."""
+    expected = {f"turn-{number}" for number in question.turns}
+    ranks = [
+        rank
+        for rank, doc in enumerate(answer["docs"], start=1)
+        if doc["id"] in expected and question.answer.casefold() in doc["text"].casefold()
+    ]
+    return {
+        "query": question.query,
+        "expected": sorted(expected),
+        "rank": ranks[0] if ranks else None,
+        "took_ms": answer["took_ms"],
+        "docs": answer["docs"],
+    }
+
+
+def _introduce(out: Console, turns: int, length_s: float, passages: int, indexed_ms: float) -> None:
+    out.print(Text("moss_voice: the memory of a voice agent", style="bold"))
+    out.print(
+        f"A call of {turns} turns in {length_s / 60:.0f} minutes to Larkline, a telecom company made up"
+        f" for this demo. Its {passages} FAQ passages were indexed in {indexed_ms:.0f} ms. Everything"
+        " stays on this machine, in a temporary directory."
+    )
+    legend = Text("Below each caller's turn: what the agent is reminded of before it replies, from ")
+    legend.append("earlier turns", style="cyan")
+    legend.append(" and from the ")
+    legend.append("FAQ", style="magenta")
+    legend.append(", with scores; ✓ marks the passage that answers. Turns that the LLM still sees are left out.")
+    out.print(legend)
+    out.print()
+
+
+def _show_push(out: Console, tally: Tally, pushed: PushIndexResult) -> None:
+    out.print()
+    out.print(Text("The call in numbers", style="bold"))
+    size = f"{pushed.doc_count} turns, {pushed.uploaded_bytes / 1000:.0f} kB, as version {pushed.version}"
+    show_tally(out, tally, [("pushed at the end", size)])
+
+
+def _show_specialist(
+    out: Console,
+    pid: int,
+    resumed: Mapping[str, Any],
+    answers: list[dict[str, Any]],
+    played: Mapping[str, Played],
+) -> None:
+    out.print()
+    out.print(Text("The specialist, another process, takes up the call", style="bold"))
+    out.print(
+        f"  Process {pid} resumed {resumed['docs']} turns by name in {resumed['resume_ms']:.0f} ms,"
+        " without embedding one again, and asks:"
+    )
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=2)
+    table.add_column(ratio=1)
+    for answer in answers:
+        rank = answer["rank"]
+        doc = answer["docs"][rank - 1] if rank else None
+        mark = Text("✓", style="green") if rank else Text("✗", style="red")
+        line = Text(answer["query"], style="bold")
+        line.append(f"  {answer['took_ms']:.1f} ms\n", style="dim")
+        if doc is None:
+            line.append("not among the first three found", style="red")
+        else:
+            number = played[doc["id"]].number
+            line.append(f"turn {number}, {doc['metadata']['speaker']}", style="cyan")
+            line.append(f" {doc['score']:.2f} ", style="dim")
+            line.append(plain(doc["text"]))
+            if rank > 1:
+                line.append(f" (found {rank}{'nd' if rank == 2 else 'rd'})", style="yellow")
+        table.add_row(mark, line)
+    out.print(Padding(table, (0, 0, 0, 2)))
+    found = sum(answer["rank"] is not None for answer in answers)
+    first = sum(answer["rank"] == 1 for answer in answers)
+    out.print(f"  {found} of {len(answers)} answers found, {first} of them in first place.")
+    out.print()
+    out.print(Text("Next", style="bold"))
+    for line, what in (
+        ("moss-voice index create faq FILES...", "index your own FAQ"),
+        ('moss-voice query faq "how do I get a refund"', "ask it"),
+        ("moss-voice replay CALLS.jsonl --knowledge faq", "play recorded calls with it"),
+        ("moss-voice doctor", "check this machine"),
+    ):
+        out.print(Text.assemble("  ", (f"{line:<47}", "cyan"), what), soft_wrap=True)

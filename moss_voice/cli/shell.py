@@ -1,0 +1,282 @@
+"""What every command shares: where things are, how results are told, what errors become.
+
+The law: results go to stdout and everything else to stderr; under `--json` stdout holds JSON alone. A
+fault that the user can mend is one line and a hint, never a traceback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+
+from moss_voice.errors import AuthenticationError, MossError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from moss_voice.client import MossClient
+
+__all__ = [
+    "EXIT_CODES",
+    "Cache",
+    "Cloud",
+    "Journal",
+    "Json",
+    "ProjectId",
+    "ProjectKey",
+    "Shell",
+    "command",
+    "plain",
+]
+
+T = TypeVar("T")
+
+FAILED: Final = 1
+NOT_FOUND: Final = 3
+NOT_LET_IN: Final = 4
+INTERRUPTED: Final = 130
+EXIT_CODES: Final = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such index, job or model,"
+    " 4 wrong credentials, 130 interrupted."
+)
+
+DEBUG: Final = "MOSS_VOICE_DEBUG"
+_HINTS: Final = {
+    "authentication": "give --project-id and --project-key, or MOSS_PROJECT_ID and MOSS_PROJECT_KEY",
+    "cloud_unavailable": "check --cloud or MOSS_VOICE_CLOUD; `moss-voice doctor` looks closer",
+    "conflict": "somebody else pushed meanwhile; run it again",
+    "corrupt_data": "the stored bytes were changed or cut off; restore them or push the index anew",
+    "format_version": "upgrade moss-voice",
+    "index_exists": "`moss-voice index add` adds to it, `moss-voice index delete` removes it",
+    "index_not_found": "`moss-voice index list` shows what there is",
+    "journal": "check the disk and --journal; `moss-voice doctor` looks closer",
+    "model_load": "`moss-voice doctor` looks closer",
+    "model_not_found": "take moss-minilm, or the directory of a model",
+}
+
+_WHERE: Final = "Where (before or after the command)"
+Cloud = Annotated[
+    str | None,
+    typer.Option(
+        "--cloud",
+        metavar="PATH|URL",
+        help="The cloud; else MOSS_VOICE_CLOUD, else a directory of this user.",
+        rich_help_panel=_WHERE,
+    ),
+]
+ProjectId = Annotated[
+    str | None,
+    typer.Option(
+        "--project-id", metavar="ID", help="Else MOSS_PROJECT_ID.", rich_help_panel=_WHERE
+    ),
+]
+ProjectKey = Annotated[
+    str | None,
+    typer.Option(
+        "--project-key",
+        metavar="KEY",
+        help="Else MOSS_PROJECT_KEY, which other users of the machine cannot read.",
+        rich_help_panel=_WHERE,
+    ),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Downloaded segments and graphs; else the user's cache directory.",
+        rich_help_panel=_WHERE,
+    ),
+]
+Journal = Annotated[
+    Path | None,
+    typer.Option(
+        "--journal",
+        metavar="DIR",
+        help="Journals of calls; else in the user's data directory.",
+        rich_help_panel=_WHERE,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON, and nothing else, to stdout.", rich_help_panel=_WHERE),
+]
+_SHARED: Final[dict[str, tuple[Any, object]]] = {
+    "cloud": (Cloud, None),
+    "project_id": (ProjectId, None),
+    "project_key": (ProjectKey, None),
+    "cache": (Cache, None),
+    "journal": (Journal, None),
+    "json": (Json, False),
+}
+
+
+@dataclass(frozen=True)
+class Shell:
+    """What the shared options say, and the ways to tell a result."""
+
+    cloud: str | None = None
+    project_id: str | None = None
+    project_key: str | None = None
+    cache: Path | None = None
+    journal: Path | None = None
+    json: bool = False
+
+    def over(self, other: Shell) -> Shell:
+        """Return these settings, filled up with another's where they are not given."""
+        return Shell(*(getattr(self, f.name) or getattr(other, f.name) for f in fields(self)))
+
+    def client(self) -> MossClient:
+        """Make a client of the cloud that the options name."""
+        from moss_voice.client import MossClient  # a second of imports that --help can do without
+
+        return MossClient(
+            self.project_id,
+            self.project_key,
+            cloud=self.cloud,
+            cache_path=self.cache,
+            journal_path=self.journal,
+        )
+
+    @cached_property
+    def out(self) -> Console:
+        """The console of results."""
+        return _console(stderr=False)
+
+    @cached_property
+    def err(self) -> Console:
+        """The console of progress and notes."""
+        return _console(stderr=True)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a command's work to its end."""
+        return asyncio.run(work)
+
+    def emit(self, document: object, *, indent: int | None = 2) -> None:
+        """Print a JSON document to stdout; on one line where `indent` is None."""
+        from pydantic_core import to_jsonable_python
+
+        text = json.dumps(document, indent=indent, default=to_jsonable_python, allow_nan=False)
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Show a bar on stderr, where somebody watches it, and give the function that moves it."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(
+            *columns, console=self.err, transient=True, disable=not self.err.is_terminal
+        ) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=False, emoji=False, markup=False)
+
+
+def plain(text: str) -> str:
+    """Fold a text into one line without control characters, which could drive a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command: a function of a `Shell` and its own options, which gets the shared ones too.
+
+    The shared options are taken before the command's name and after it; the later one counts.
+    """
+
+    def register(run: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
+
+        def call(ctx: typer.Context, **options: Any) -> None:
+            given = Shell(**{field: options.pop(field) for field in _SHARED})
+            with _told():
+                run(given.over(ctx.obj), **options)
+
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            inspect.Parameter("ctx", kind, annotation=typer.Context),
+            *(parameter.replace(kind=kind) for parameter in own),
+            *(
+                inspect.Parameter(field, kind, default=default, annotation=annotation)
+                for field, (annotation, default) in _SHARED.items()
+            ),
+        ]
+        # Typer reads a command's options off its signature, and older versions off its annotations.
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        call.__doc__ = run.__doc__
+        app.command(name)(call)
+        return run
+
+    return register
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what goes wrong into a message and an exit code."""
+    if os.environ.get(DEBUG):
+        logging.basicConfig(level=logging.DEBUG)
+    try:
+        yield
+    except MossError as error:
+        _complain(str(error), _HINTS.get(error.code))
+        raise typer.Exit(_exit_code(error)) from (error if _traceback(error) else None)
+    except (KeyboardInterrupt, asyncio.CancelledError) as error:
+        _complain("interrupted", None)
+        raise typer.Exit(INTERRUPTED) from (error if _traceback(error) else None)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # `| head` is no fault: click ends quietly
+            raise
+        what = error.strerror or type(error).__name__
+        _complain(f"{error.filename}: {what}" if error.filename else what, None)
+        raise typer.Exit(FAILED) from (error if _traceback(error) else None)
+    except Exception as error:
+        if isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "exit_code"):
+            raise  # typer's own: it prints them
+        # The message is left out: it may quote what somebody said.
+        _complain(
+            f"unexpected {type(error).__name__}; this is a fault of moss-voice",
+            f"set {DEBUG}=1 to see where",
+        )
+        raise typer.Exit(FAILED) from (error if _traceback(error) else None)
+
+
+def _exit_code(error: MossError) -> int:
+    if isinstance(error, AuthenticationError):
+        return NOT_LET_IN
+    return NOT_FOUND if isinstance(error, LookupError) else FAILED
+
+
+def _complain(message: str, hint: str | None) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {message}\n")
+    if hint:
+        sys.stderr.write(f"hint: {hint}\n")
+
+
+def _traceback(error: BaseException) -> bool:
+    if not os.environ.get(DEBUG):
+        return False
+    import traceback
+
+    traceback.print_exception(error)
+    return True
