@@ -36,11 +36,13 @@ def corpus(passages: int) -> Corpus:
     data = data_directory()
     if data is None:
         docs = list(islice(_varied(), passages))
-        turns = [(turn.speaker, turn.text) for turn in demo.call().turns if turn.speaker != "action"]
+        turns = [
+            (str(turn.speaker), turn.text) for turn in demo.call().turns if turn.speaker != "action"
+        ]
         return Corpus("the demo's FAQ and call, varied by a number (synthetic)", docs, [turns])
     docs = list(islice(_real(data), passages))
     calls = [
-        [(turn.speaker, turn.text) for turn in call.turns if turn.speaker != "action"]
+        [(str(turn.speaker), turn.text) for turn in call.turns if turn.speaker != "action"]
         for call in read_calls(data / "calls" / "calls.dev.jsonl")
     ]
     return Corpus("DSTC10/DSTC11 passages and the 48 calls of the shared data", docs, calls)
@@ -50,7 +52,9 @@ def _real(data: Path) -> Iterator[DocumentInfo]:
     for folder in ("dstc10_spoken", "dstc11_sktod"):
         with (data / folder / "docs.jsonl").open(encoding="utf-8") as file:
             for row in map(json.loads, file):
-                text = " ".join(filter(None, (row.get("entity"), row.get("title"), row.get("body"))))
+                text = " ".join(
+                    filter(None, (row.get("entity"), row.get("title"), row.get("body")))
+                )
                 metadata = {"entity": row["entity"]} if row.get("entity") else None
                 yield DocumentInfo(f"{folder}/{row['id']}", text, metadata)
 

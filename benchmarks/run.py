@@ -319,9 +319,7 @@ def measure(*, tiny: bool, say: Callable[[str], None]) -> Row:
             say(f"turns of a call beside {size} passages")
             folder = root / str(size)
             texts = corpus(size)
-            report["turns"].append(
-                asyncio.run(turns(folder, texts, most_turns=9 if tiny else 600))
-            )
+            report["turns"].append(asyncio.run(turns(folder, texts, most_turns=9 if tiny else 600)))
         say("cold start")
         report["cold_start"] = cold_start(folder, runs=1 if tiny else 7, passages=sizes[-1])
         say("memory of further sessions")
@@ -340,7 +338,9 @@ def measure(*, tiny: bool, say: Callable[[str], None]) -> Row:
 def show(report: Row, console: Console) -> None:
     """Print a report as tables, with the floors that the project set itself."""
     about = report["machine"]
-    console.print(f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, {about['date']}")
+    console.print(
+        f"{about['cpu']}, {about['cores']} cores, Python {about['python']}, {about['date']}"
+    )
     table = Table("measured", "p50 ms", "p99 ms", "model p50 ms", "x model", "floor")
     floors = {"context": 1.5, "context_prefetched": 0.5, "heard": 1.4}
     for row in report["turns"]:
@@ -358,7 +358,9 @@ def show(report: Row, console: Console) -> None:
     rest = Table("measured", "value", "floor")
     cold, large, push, sessions = (report[k] for k in ("cold_start", "large", "push", "sessions"))
     rest.add_row(
-        f"start to first answer, {cold['passages']} passages", f"{cold['start_to_answer_s']} s", "0.8 s"
+        f"start to first answer, {cold['passages']} passages",
+        f"{cold['start_to_answer_s']} s",
+        "0.8 s",
     )
     rest.add_row("resident then", f"{cold['resident_mb']} MB", "180 MB")
     rest.add_row("of it private", f"{cold['resident_private_mb']} MB", "")

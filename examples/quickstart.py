@@ -7,7 +7,9 @@ from moss_voice import DocumentInfo, MossClient
 
 FAQ = [
     DocumentInfo("refunds", "Refunds reach your card within five working days."),
-    DocumentInfo("cards", "A lost card is blocked at once; the new one comes by post in three days."),
+    DocumentInfo(
+        "cards", "A lost card is blocked at once; the new one comes by post in three days."
+    ),
     DocumentInfo("hours", "The hotline is open from eight to eight, on Sundays from ten."),
 ]
 
@@ -17,7 +19,9 @@ async def main(folder: str) -> None:
         await client.create_index("support-faqs", FAQ)
 
         call = await client.call("call-123", knowledge=["support-faqs"])
-        await call.heard("hi, I'm Ines Ibarra, I was charged twice, forty nine ninety nine", speaker="caller")
+        await call.heard(
+            "hi, I'm Ines Ibarra, I was charged twice, forty nine ninety nine", speaker="caller"
+        )
         await call.heard("I see the double charge and will refund one of them", speaker="agent")
         question = "and how long until I have my money back?"
         context = await call.context(question)

@@ -9,9 +9,15 @@ from moss_voice import DocumentInfo, MossClient, QueryOptions
 async def main(folder: str) -> None:
     async with MossClient(cloud=folder) as client:
         plans = [
-            DocumentInfo("basic", "The basic plan has 10 GB a month.", {"price": 9, "kind": "mobile"}),
-            DocumentInfo("plus", "The plus plan has 50 GB a month.", {"price": 19, "kind": "mobile"}),
-            DocumentInfo("fibre", "Fibre at home runs at 500 Mbit/s.", {"price": 39, "kind": "home"}),
+            DocumentInfo(
+                "basic", "The basic plan has 10 GB a month.", {"price": 9, "kind": "mobile"}
+            ),
+            DocumentInfo(
+                "plus", "The plus plan has 50 GB a month.", {"price": 19, "kind": "mobile"}
+            ),
+            DocumentInfo(
+                "fibre", "Fibre at home runs at 500 Mbit/s.", {"price": 39, "kind": "home"}
+            ),
         ]
         await client.create_index("plans", plans)
         await client.load_index("plans")
@@ -29,7 +35,9 @@ async def main(folder: str) -> None:
             {"field": "kind", "condition": {"$eq": "mobile"}},
             {"field": "price", "condition": {"$gt": 10, "$lte": 20}},
         ]}  # fmt: skip
-        offer = await client.query("plans", "more data on the go", QueryOptions(top_k=1, filter=cheap))
+        offer = await client.query(
+            "plans", "more data on the go", QueryOptions(top_k=1, filter=cheap)
+        )
         said = await session.query("what can the customer spend?", QueryOptions(top_k=1))
         print(f"{offer.docs[0].id}: {offer.docs[0].text}")
         print(f"{said.docs[0].id}: {said.docs[0].text}")

@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +55,8 @@ from moss_voice.index import (
     encode_document,
 )
 from moss_voice.keywords import Postings
-from moss_voice.models import CUSTOM_MODEL as CUSTOM, DEFAULT_MODEL, load_embedder
+from moss_voice.models import CUSTOM_MODEL as CUSTOM
+from moss_voice.models import DEFAULT_MODEL, load_embedder
 from moss_voice.text import ANALYZER, term_ids
 from moss_voice.types import (
     DocumentInfo,
@@ -892,7 +893,7 @@ def _named(ids: Sequence[str], *, most: int = 5) -> str:
     return ", ".join(map(repr, ids[:most])) + more
 
 
-def _unit(values: Sequence[float], dim: int | None) -> F32:
+def _unit(values: Sequence[float] | npt.NDArray[Any], dim: int | None) -> F32:
     """Return a query's embedding as a (dim,) float32 unit vector."""
     vector = np.asarray(values, np.float64)
     if vector.size == 0 or (dim is not None and vector.size != dim):

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
@@ -53,10 +54,14 @@ def _vector(value: object) -> object:
     return value
 
 
-# Non-finite numbers pass here on purpose: the session names every offending document at once.
-Vector = Annotated[
-    tuple[Annotated[float, Field(allow_inf_nan=True)], ...], BeforeValidator(_vector)
-]
+if TYPE_CHECKING:
+    # What may be passed; what is kept is a tuple of floats.
+    Vector = Sequence[float] | npt.NDArray[Any]
+else:
+    # Non-finite numbers pass here on purpose: the session names every offending document at once.
+    Vector = Annotated[
+        tuple[Annotated[float, Field(allow_inf_nan=True)], ...], BeforeValidator(_vector)
+    ]
 
 
 @dataclass(config=_CONFIG)

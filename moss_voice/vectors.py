@@ -28,11 +28,11 @@ __all__ = ["EF", "EF_CONSTRUCTION", "EXACT_ROWS", "F32", "I64", "Graph", "M", "V
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-# Up to here a scan is at least as quick as a graph (docs/decisions/002-exact-then-hnsw.md).
+# Up to here a scan is as quick as a graph, and exact (docs/decisions/002-exact-then-hnsw.md).
 EXACT_ROWS: Final = 4096
 M: Final = 16
-EF_CONSTRUCTION: Final = 100
-EF: Final = 100
+EF_CONSTRUCTION: Final = 150
+EF: Final = 150
 
 _UNIT_TOLERANCE: Final = 1e-3
 

@@ -194,7 +194,7 @@ from pathlib import Path
 from moss_voice.cloud.cache import SegmentCache
 from moss_voice.cloud.log import SegmentRef
 cache = SegmentCache(Path(sys.argv[1]), max_bytes=20_000)
-for n in range(90):
+for n in range(60):
     data = str(n % 30).encode() * 1000
     ref = SegmentRef.of(data, rows=1, tombstones=0)
     got = cache.get(ref)
@@ -221,7 +221,7 @@ def test_processes_and_threads_share_a_directory(tmp_path: Path) -> None:
     cache = SegmentCache(tmp_path, max_bytes=20_000)
 
     def hammer() -> None:
-        for n in range(90):
+        for n in range(60):
             ref, data = content(n % 30)
             found = got(cache, ref)
             if found is not None and found != data:

@@ -198,7 +198,7 @@ JSON = st.recursive(
 )
 
 
-@unhurried
+@settings(unhurried, max_examples=60)
 @given(data=st.data())
 def test_a_header_that_lies(data: st.DataObject) -> None:
     """Any JSON in any place of the header is our error, or leaves a sound segment."""

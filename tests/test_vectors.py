@@ -41,7 +41,7 @@ def texts_like(n: int, dim: int = 384, *, seed: int = 0) -> F32:
     topics = rng.standard_normal((400, dim))
     topic = np.minimum(rng.geometric(0.01, size=n), 400) - 1
     within = rng.standard_normal((24, dim))
-    rows = 0.3 * rng.standard_normal(dim) + topics[topic]
+    rows = 0.3 * rng.standard_normal(dim) + 0.7 * topics[topic]
     rows += 0.25 * rng.standard_normal((n, 24)) @ within
     rows += 0.3 * rng.standard_normal((n, dim))
     again = rng.integers(1, n, size=n // 20)

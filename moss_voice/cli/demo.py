@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from moss_voice import demo
-from moss_voice.cli.play import Pace, Played, Tally, play, show_tally, show_turn, turn_id
-from moss_voice.cli.shell import Shell, plain
+from moss_voice.cli.play import Played, Tally, play, show_tally, show_turn, turn_id
+from moss_voice.cli.shell import Pace, Shell, plain
 from moss_voice.cli.specialist import Visit, ask_specialist
 from moss_voice.client import MossClient
 from moss_voice.errors import MossError
@@ -50,7 +50,9 @@ async def run_demo(shell: Shell, *, pace: Pace, top_k: int, deadline_ms: float) 
                 script.id, knowledge=[KNOWLEDGE], top_k=top_k, deadline_ms=deadline_ms
             )
             if out is not None:
-                _introduce(out, len(script.spoken), script.turns[-1].end_s, len(documents), indexed_ms)
+                _introduce(
+                    out, len(script.spoken), script.turns[-1].end_s, len(documents), indexed_ms
+                )
             async for turn in play(call, script, pace=pace):
                 tally.add(turn)
                 played.append(turn)
@@ -121,11 +123,15 @@ def _introduce(out: Console, turns: int, length_s: float, passages: int, indexed
         f" for this demo. Its {passages} FAQ passages were indexed in {indexed_ms:.0f} ms. Everything"
         " stays on this machine, in a temporary directory."
     )
-    legend = Text("Below each caller's turn: what the agent is reminded of before it replies, from ")
+    legend = Text(
+        "Below each caller's turn: what the agent is reminded of before it replies, from "
+    )
     legend.append("earlier turns", style="cyan")
     legend.append(" and from the ")
     legend.append("FAQ", style="magenta")
-    legend.append(", with scores; ✓ marks the passage that answers. Turns that the LLM still sees are left out.")
+    legend.append(
+        ", with scores; ✓ marks the passage that answers. Turns that the LLM still sees are left out."
+    )
     out.print(legend)
     out.print()
 

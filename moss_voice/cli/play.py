@@ -12,7 +12,6 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from rich.console import Console
 from rich.padding import Padding
@@ -21,10 +20,10 @@ from rich.text import Text
 
 from moss_voice.call.memory import CallMemory
 from moss_voice.calls import CallScript, ScriptTurn, interims
-from moss_voice.cli.shell import plain
+from moss_voice.cli.shell import Pace, plain
 from moss_voice.types import CallContext
 
-__all__ = ["Pace", "Played", "Tally", "clock", "play", "show_line", "show_tally", "show_turn"]
+__all__ = ["Played", "Tally", "clock", "play", "show_line", "show_tally", "show_turn", "turn_id"]
 
 # Which of the script's turns the LLM still sees in its own history: recalling them tells it nothing.
 VISIBLE_TURNS = 6
@@ -34,13 +33,6 @@ _SETTLE_S = 0.01
 _SHOWN_HITS = 3
 _STYLES = {"caller": "bold green", "agent": "bold blue", "action": "dim"}
 _LABELS = {"action": "system"}
-
-
-class Pace(StrEnum):
-    """How fast a call is played."""
-
-    FAST = "fast"
-    REAL = "real"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +203,7 @@ class Tally:
             "prefetched": self.prefetched,
             "context_ms": _spread(self.context_ms),
             "heard_ms": _spread(self.heard_ms),
-            **(
-                {"knowledge": {"turns": self.gold, "found": self.found_gold}} if self.gold else {}
-            ),
+            **({"knowledge": {"turns": self.gold, "found": self.found_gold}} if self.gold else {}),
         }
 
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -35,11 +36,13 @@ __all__ = [
     "Cloud",
     "Journal",
     "Json",
+    "Pace",
     "ProjectId",
     "ProjectKey",
     "Shell",
     "command",
     "plain",
+    "where",
 ]
 
 T = TypeVar("T")
@@ -124,6 +127,13 @@ _SHARED: Final[dict[str, tuple[Any, object]]] = {
 }
 
 
+class Pace(StrEnum):
+    """How fast a call is played."""
+
+    FAST = "fast"
+    REAL = "real"
+
+
 @dataclass(frozen=True)
 class Shell:
     """What the shared options say, and the ways to tell a result."""
@@ -190,6 +200,11 @@ def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=False, emoji=False, markup=False)
+
+
+def where(option: str | None, variable: str) -> str | None:
+    """Return an option, or else the environment variable that stands for it; None for neither."""
+    return option or os.environ.get(variable) or None
 
 
 def plain(text: str) -> str:

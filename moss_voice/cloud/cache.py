@@ -200,6 +200,8 @@ class SegmentCache:
         try:
             yield
         except OSError as error:
+            if verb == "read" and isinstance(error, FileNotFoundError):
+                return  # another process evicted it between our looking and our reading
             logger.warning("cannot %s the cache file %s: %s", verb, path, error.strerror or error)
 
 

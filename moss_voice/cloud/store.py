@@ -184,7 +184,8 @@ class Cloud:
         self.name = name
         self._store = store
         self._directory = store.prefix if isinstance(store, LocalStore) else None
-        self._heads: dict[str, Commit] = {}
+        # With the time of the object, which tells it from another of the same number.
+        self._heads: dict[str, tuple[Commit, datetime]] = {}
         self._known_keys: set[bytes] = set()
 
     def __repr__(self) -> str:
@@ -270,30 +271,35 @@ class Cloud:
     async def _head(self, folder: str) -> tuple[Commit | None, int]:
         """Return the newest commit, deleted or not, and the highest number in use."""
         for _ in range(PUSH_TRIES):
-            known = self._heads.get(folder)
+            known, known_at = self._heads.get(folder, (None, None))
             # From one before it, so that the commit known must show itself: if it does not, somebody
             # emptied the store, and what is known is worth nothing.
             after = _commit_file(known.version - 1) if known is not None else None
             numbers = await self._numbers(folder, after=after)
             if known is not None and known.version not in (number for number, _, _ in numbers):
-                self._heads.pop(folder, None)
-                numbers = await self._numbers(folder)
                 known = None
+                numbers = await self._numbers(folder)
             if not numbers:
                 return None, 0
             newest = numbers[-1][0]
             # An empty commit was never acknowledged; see the law of this module.
-            whole = [number for number, size, _ in numbers if size > 0]
+            whole = [(number, at) for number, size, at in numbers if size > 0]
             if not whole:
                 return None, newest
-            if known is not None and known.version == whole[-1]:
+            if known is not None and (known.version, known_at) == whole[-1]:
                 return known, newest
-            commit = await self._read_commit(folder, whole[-1])
+            commit = await self._read_commit(folder, whole[-1][0])
             if commit is not None:
-                self._remember(folder, commit)
+                self._remember(folder, commit, whole[-1][1])
                 return commit, newest
             # Collected between the listing and the reading: there are newer ones.
         raise CloudUnavailableError(f"the log in {folder} of {self.name} never holds still")
+
+    def _remember(self, folder: str, commit: Commit, at: datetime) -> None:
+        self._heads.pop(folder, None)
+        self._heads[folder] = (commit, at)
+        if len(self._heads) > _REMEMBERED:
+            del self._heads[next(iter(self._heads))]
 
     async def _numbers(
         self, folder: str, *, after: str | None = None
@@ -380,14 +386,7 @@ class Cloud:
             there = await self._get(path)
             if there is None or bytes(there) != data:
                 return False
-        self._remember(folder, commit)
         return True
-
-    def _remember(self, folder: str, commit: Commit) -> None:
-        self._heads.pop(folder, None)
-        self._heads[folder] = commit
-        if len(self._heads) > _REMEMBERED:
-            del self._heads[next(iter(self._heads))]
 
     async def push(
         self,
@@ -767,7 +766,7 @@ def _job_path(project: str, job_id: str) -> str:
 
 def _sync(path: Path, root: Path) -> None:
     """Make an object survive a power failure: its bytes, and the folders that lead to it."""
-    with path.open("rb+") as file:
+    with suppress(FileNotFoundError), path.open("rb+") as file:  # a deletion may be quicker
         os.fsync(file.fileno())
     if not hasattr(os, "O_DIRECTORY"):
         return  # Windows cannot sync a folder, and writes its own journal of names

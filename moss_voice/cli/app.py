@@ -1,0 +1,296 @@
+"""The commands as they are typed; each hands over to the module that does it.
+
+What is heavy is imported when its command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moss_voice.cli.shell import (
+    EXIT_CODES,
+    Cache,
+    Cloud,
+    Journal,
+    Json,
+    Pace,
+    ProjectId,
+    ProjectKey,
+    Shell,
+    command,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="moss-voice",
+    help="The memory of voice agents: try it, replay calls, look after indexes.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they would show local variables, and so transcripts
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+index_app = typer.Typer(
+    no_args_is_help=True, help="Create and look after indexes.", epilog=EXIT_CODES
+)
+session_app = typer.Typer(no_args_is_help=True, help="Look at stored calls.", epilog=EXIT_CODES)
+app.add_typer(index_app, name="index")
+app.add_typer(session_app, name="session")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from moss_voice import __version__
+
+        typer.echo(f"moss-voice {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    ctx: typer.Context,
+    cloud: Cloud = None,
+    project_id: ProjectId = None,
+    project_key: ProjectKey = None,
+    cache: Cache = None,
+    journal: Journal = None,
+    as_json: Json = False,
+    version: Annotated[  # noqa: ARG001 - its callback acts
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print it and leave."),
+    ] = False,
+) -> None:
+    ctx.obj = Shell(cloud, project_id, project_key, cache, journal, as_json)
+
+
+# --- options that several commands take ------------------------------------------------------------
+
+Files = Annotated[
+    list[Path],
+    typer.Argument(
+        exists=True,
+        help="FAQ files (.md .txt .json .jsonl .csv .tsv) or directories of them.",
+        show_default=False,
+    ),
+]
+Name = Annotated[str, typer.Argument(help="The index.", show_default=False)]
+MaxWords = Annotated[int, typer.Option(min=1, help="Longer passages are split between sentences.")]
+PaceOption = Annotated[
+    Pace, typer.Option("--pace", help="real takes as long as the speakers took.")
+]
+TopK = Annotated[int, typer.Option(min=1, help="The most hits in one context.")]
+Deadline = Annotated[float, typer.Option(min=0.0, help="How long one context may take.")]
+
+
+# --- commands --------------------------------------------------------------------------------------
+
+
+@command(app, "demo")
+def _demo(
+    shell: Shell, pace: PaceOption = Pace.FAST, top_k: TopK = 5, deadline_ms: Deadline = 50.0
+) -> None:
+    """Play a support call, recalling before each reply; then another process takes it up."""
+    from moss_voice.cli.demo import run_demo
+
+    shell.run(run_demo(shell, pace=pace, top_k=top_k, deadline_ms=deadline_ms))
+
+
+@command(app, "replay")
+def _replay(
+    shell: Shell,
+    calls: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, help="Calls, one JSON object per line."),
+    ],
+    knowledge: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INDEX|FILE", help="An index or an FAQ file to look things up in."),
+    ] = None,
+    focus: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD", help="A metadata field of it that holds names to focus on."),
+    ] = None,
+    call: Annotated[str | None, typer.Option(metavar="ID", help="Play this call alone.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The most calls.")] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Push to the cloud, not to a temporary one.")
+    ] = False,
+    brief: Annotated[bool, typer.Option("--brief", help="A line per call.")] = False,
+    pace: PaceOption = Pace.FAST,
+    top_k: TopK = 5,
+    deadline_ms: Deadline = 50.0,
+    visible: Annotated[
+        int, typer.Option(min=0, help="How many turns back the LLM sees without help.")
+    ] = 6,
+) -> None:
+    """Play recorded calls, telling what was recalled for each reply; `--json` prints JSON lines."""
+    from moss_voice.cli.replay import Options, run_replay
+
+    options = Options(
+        knowledge=tuple(knowledge or ()),
+        focus=tuple(focus or ()),
+        call=call,
+        limit=limit,
+        save=save,
+        brief=brief,
+        pace=pace,
+        top_k=top_k,
+        deadline_ms=deadline_ms,
+        visible=visible,
+    )
+    shell.run(run_replay(shell, calls, options))
+
+
+@command(index_app, "create")
+def _index_create(
+    shell: Shell,
+    name: Name,
+    files: Files,
+    model: Annotated[
+        str | None,
+        typer.Option(help="moss-minilm, moss-mediumlm, custom, or a model's directory."),
+    ] = None,
+    max_words: MaxWords = 150,
+) -> None:
+    """Embed FAQ files and store them as a new index."""
+    from moss_voice.cli import indexes
+
+    shell.run(indexes.create(shell, name, files, model=model, max_words=max_words))
+
+
+@command(index_app, "add")
+def _index_add(
+    shell: Shell,
+    name: Name,
+    files: Files,
+    upsert: Annotated[
+        bool, typer.Option(help="Update documents whose id is known, or leave them.")
+    ] = True,
+    max_words: MaxWords = 150,
+) -> None:
+    """Add FAQ files to an index."""
+    from moss_voice.cli import indexes
+
+    shell.run(indexes.add(shell, name, files, upsert=upsert, max_words=max_words))
+
+
+@command(index_app, "list")
+def _index_list(shell: Shell) -> None:
+    """List the indexes of the project, calls among them."""
+    from moss_voice.cli import indexes
+
+    shell.run(indexes.list_all(shell))
+
+
+@command(index_app, "show")
+def _index_show(shell: Shell, name: Name) -> None:
+    """Tell about one index."""
+    from moss_voice.cli import indexes
+
+    shell.run(indexes.show(shell, name))
+
+
+@command(index_app, "delete")
+def _index_delete(
+    shell: Shell,
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete an index with all its versions."""
+    from moss_voice.cli import indexes
+
+    if not yes and not sys.stdin.isatty():
+        raise typer.BadParameter("nobody is here to be asked: pass --yes", param_hint="--yes")
+    shell.run(indexes.delete(shell, name, sure=yes))
+
+
+@command(index_app, "export")
+def _index_export(
+    shell: Shell,
+    name: Name,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", dir_okay=False, help="Else stdout.")
+    ] = None,
+) -> None:
+    """Write the documents as JSON lines, which `index create` reads."""
+    from moss_voice.cli import indexes
+
+    shell.run(indexes.export(shell, name, out))
+
+
+@command(app, "query")
+def _query(
+    shell: Shell,
+    name: Name,
+    text: Annotated[str, typer.Argument(help="What to look for.", show_default=False)],
+    top_k: Annotated[int, typer.Option(min=1, help="The most results.")] = 5,
+    alpha: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="1 by meaning, 0 by keywords.")
+    ] = 0.8,
+    filter: Annotated[  # noqa: A002 - the option's published name
+        str | None,
+        typer.Option(
+            metavar="JSON", help='Such as {"field": "plan", "condition": {"$eq": "pro"}}.'
+        ),
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Leave out what scores lower.")
+    ] = None,
+) -> None:
+    """Ask an index."""
+    from moss_voice.cli import indexes
+    from moss_voice.types import QueryOptions
+
+    options = QueryOptions(top_k=top_k, alpha=alpha, filter=_filter(filter), min_score=min_score)
+    shell.run(indexes.query(shell, name, text, options))
+
+
+def _filter(raw: str | None) -> dict[str, Any] | None:
+    if raw is None:
+        return None
+    try:
+        value = json.loads(raw)
+    except ValueError as error:
+        raise typer.BadParameter(f"not JSON: {error}", param_hint="--filter") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter("expected a JSON object", param_hint="--filter")
+    from moss_voice.errors import FilterError
+    from moss_voice.filters import parse_filter
+
+    try:
+        parse_filter(value)
+    except FilterError as error:
+        raise typer.BadParameter(str(error), param_hint="--filter") from None
+    return value
+
+
+@command(session_app, "show")
+def _session_show(
+    shell: Shell, name: Annotated[str, typer.Argument(help="The call.", show_default=False)]
+) -> None:
+    """Print the turns of a stored call in the order spoken."""
+    from moss_voice.cli import indexes
+
+    shell.run(indexes.show_session(shell, name))
+
+
+@command(app, "recover")
+def _recover(shell: Shell) -> None:
+    """Push the turns of calls whose process died before they were pushed."""
+    from moss_voice.cli import indexes
+
+    shell.run(indexes.recover(shell))
+
+
+@command(app, "doctor")
+def _doctor(shell: Shell) -> None:
+    """Check versions, model, cloud, journal and speed on this machine."""
+    from moss_voice.cli.doctor import run_doctor
+
+    shell.run(run_doctor(shell))

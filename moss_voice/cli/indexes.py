@@ -1,0 +1,269 @@
+"""What the cloud holds: indexes, their documents, calls, and journals that dead processes left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from moss_voice.cli.play import show_line
+from moss_voice.cli.shell import FAILED, Shell, plain
+from moss_voice.errors import InvalidArgumentError
+from moss_voice.faq import read_documents
+from moss_voice.types import DocumentInfo, IndexInfo, MutationOptions, MutationResult, QueryOptions
+
+__all__ = [
+    "add",
+    "create",
+    "delete",
+    "export",
+    "list_all",
+    "query",
+    "recover",
+    "show",
+    "show_session",
+]
+
+
+def _documents(files: Sequence[Path], max_words: int) -> list[DocumentInfo]:
+    """Read FAQ files together; an id may occur in one of them alone."""
+    found: list[DocumentInfo] = []
+    origin: dict[str, Path] = {}
+    for file in files:
+        for doc in read_documents(file, max_words=max_words):
+            if doc.id in origin:
+                raise InvalidArgumentError(
+                    f"{file}: the id {doc.id!r} is in {origin[doc.id]} too; ids must be unique (files of"
+                    " one directory are told apart by their path: pass the directory)"
+                )
+            origin[doc.id] = file
+            found.append(doc)
+    return found
+
+
+async def create(
+    shell: Shell, name: str, files: Sequence[Path], *, model: str | None, max_words: int
+) -> None:
+    """Index FAQ files under a new name."""
+    documents = await asyncio.to_thread(_documents, files, max_words)
+    async with shell.client() as client:
+        with shell.progress(f"Embedding {len(documents)} documents") as moved:
+            result = await client.create_index(name, documents, model, on_progress=moved)
+    _changed(shell, result, f"created with {result.doc_count} documents")
+
+
+async def add(
+    shell: Shell, name: str, files: Sequence[Path], *, upsert: bool, max_words: int
+) -> None:
+    """Add FAQ files to an index."""
+    documents = await asyncio.to_thread(_documents, files, max_words)
+    async with shell.client() as client:
+        with shell.progress(f"Embedding {len(documents)} documents") as moved:
+            result = await client.add_docs(
+                name, documents, MutationOptions(upsert=upsert), on_progress=moved
+            )
+    _changed(shell, result, f"now {result.doc_count} documents")
+
+
+def _changed(shell: Shell, result: MutationResult, what: str) -> None:
+    if shell.json:
+        shell.emit(result)
+    else:
+        shell.out.print(Text.assemble((plain(result.index_name), "bold"), f": {what}"))
+
+
+async def list_all(shell: Shell) -> None:
+    """Tell about every index."""
+    async with shell.client() as client:
+        found = await client.list_indexes()
+    if shell.json:
+        shell.emit(found)
+        return
+    if not found:
+        shell.out.print("No indexes yet: moss-voice index create NAME FILES...")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("index", overflow="fold")
+    for title in ("documents", "version"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    table.add_column("updated", no_wrap=True)
+    for info in found:
+        table.add_row(
+            Text(plain(info.name)),
+            f"{info.doc_count}",
+            f"{info.version}",
+            Text(plain(info.model)),
+            _when(info),
+        )
+    shell.out.print(table)
+
+
+def _when(info: IndexInfo) -> str:
+    return info.updated_at.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+async def show(shell: Shell, name: str) -> None:
+    """Tell about one index."""
+    async with shell.client() as client:
+        info = await client.get_index(name)
+    if shell.json:
+        shell.emit(info)
+        return
+    table = Table.grid(padding=(0, 2))
+    for key, value in (
+        ("name", info.name),
+        ("id", info.id),
+        ("version", f"{info.version}"),
+        ("status", info.status),
+        ("documents", f"{info.doc_count}"),
+        ("model", info.model),
+        ("created", info.created_at.astimezone().isoformat(timespec="seconds")),
+        ("updated", info.updated_at.astimezone().isoformat(timespec="seconds")),
+    ):
+        table.add_row(Text(key, style="dim"), Text(plain(value)))
+    shell.out.print(table)
+
+
+async def delete(shell: Shell, name: str, *, sure: bool) -> None:
+    """Delete an index, after a question to whoever sits there."""
+    async with shell.client() as client:
+        info = await client.get_index(name)
+        if not sure:
+            question = f"Delete index {plain(name)!r} with {info.doc_count} documents for good?"
+            if not await asyncio.to_thread(typer.confirm, question, err=True):
+                raise typer.Exit(FAILED)
+        await client.delete_index(name)
+    if shell.json:
+        shell.emit({"index_name": name, "deleted": True, "doc_count": info.doc_count})
+    else:
+        shell.out.print(Text.assemble((plain(name), "bold"), ": deleted"))
+
+
+async def export(shell: Shell, name: str, out: Path | None) -> None:
+    """Write an index's documents as JSON lines that `index create` and `index add` read."""
+    async with shell.client() as client:
+        documents = await client.get_docs(name)
+    rows = [_row(doc) for doc in documents]
+    if out is not None:
+        await asyncio.to_thread(_write, out, rows)
+        if shell.json:
+            shell.emit({"index_name": name, "doc_count": len(rows), "out": str(out)})
+        else:
+            shell.out.print(Text(f"{len(rows)} documents written to {out}"))
+    elif shell.json:
+        shell.emit({"index_name": name, "doc_count": len(rows), "docs": rows})
+    else:
+        for row in rows:
+            sys.stdout.write(json.dumps(row) + "\n")
+
+
+def _row(doc: DocumentInfo) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": doc.id, "text": doc.text}
+    for field in ("metadata", "payload", "embedding"):
+        value = getattr(doc, field)
+        if value is not None:
+            row[field] = value
+    return row
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write beside the target and then replace it: never half a file."""
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+
+
+async def query(shell: Shell, name: str, text: str, options: QueryOptions) -> None:
+    """Ask an index."""
+    async with shell.client() as client:
+        result = await client.query(name, text, options)
+    if shell.json:
+        shell.emit(result)
+        return
+    for rank, doc in enumerate(result.docs, start=1):
+        head = Text.assemble((f"{rank}. ", "bold"), (plain(doc.id), "cyan"), f"  {doc.score:.3f}")
+        shell.out.print(head, soft_wrap=True)
+        for line in Text(plain(doc.text)).wrap(shell.out, max(20, shell.out.width - 3)):
+            line.rstrip()
+            shell.out.print(Text.assemble("   ", line), soft_wrap=True)
+        if doc.metadata:
+            told = ", ".join(f"{key}={value}" for key, value in sorted(doc.metadata.items()))
+            line = Text(f"   {plain(told)}", style="dim")
+            line.truncate(shell.out.width, overflow="ellipsis")
+            shell.out.print(line, soft_wrap=True)
+    found = f"{len(result.docs)} found" if result.docs else "nothing found"
+    shell.out.print(Text(f"{found} in {result.time_taken_ms:.1f} ms", style="dim"))
+
+
+async def show_session(shell: Shell, name: str) -> None:
+    """Print the turns of a stored call in the order spoken."""
+    async with shell.client() as client:
+        info = await client.get_index(name)
+        documents = await client.get_docs(name)
+    # What is no turn comes last, in the order it was added.
+    documents.sort(key=lambda doc: _number(doc) or sys.maxsize)
+    if shell.json:
+        turns = [{**_row(doc), "turn": _number(doc)} for doc in documents]
+        shell.emit({"session": name, "version": info.version, "turns": turns})
+        return
+    shell.out.print(
+        Text.assemble(
+            (plain(name), "bold"),
+            f": {info.doc_count} documents, version {info.version}, updated {_when(info)}",
+        )
+    )
+    for doc in documents:
+        metadata = doc.metadata or {}
+        at_s = metadata.get("at_s")
+        show_line(
+            shell.out,
+            at_s=float(at_s) if isinstance(at_s, int | float) else None,
+            number=_number(doc),
+            speaker=plain(str(metadata.get("speaker", "-"))),
+            text=doc.text,
+            interrupted=metadata.get("interrupted") is True,
+        )
+
+
+def _number(doc: DocumentInfo) -> int | None:
+    number = (doc.metadata or {}).get("turn")
+    return number if isinstance(number, int) else None
+
+
+async def recover(shell: Shell) -> None:
+    """Push what dead processes left, and tell what became of each call."""
+    async with shell.client() as client:
+        found = await client.recover()
+    if shell.json:
+        shell.emit(found)
+    elif not found:
+        shell.out.print("Nothing to recover: every call that ended was pushed.")
+    else:
+        for call in found:
+            name = plain(call.index_name) or "an unreadable journal"
+            told = {
+                "pushed": f"pushed, {call.turns} changes",
+                "elsewhere": f"kept: it belongs to {plain(call.detail)}; run it with that --cloud",
+                "failed": f"kept, {call.turns} changes: {plain(call.detail)}",
+            }[call.status]
+            damaged = f"; {call.damaged} damaged records were left out" if call.damaged else ""
+            style = {"pushed": "green", "elsewhere": "yellow", "failed": "red"}[call.status]
+            mark = "✓ " if call.status == "pushed" else "✗ "
+            shell.out.print(Text.assemble((mark, style), (name, "bold"), f": {told}{damaged}"))
+    if any(call.status == "failed" for call in found):
+        raise typer.Exit(FAILED)

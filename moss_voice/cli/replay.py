@@ -1,0 +1,300 @@
+"""`moss-voice replay`: calls from a file, played, pushed, and taken up by another process."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.rule import Rule
+from rich.text import Text
+
+from moss_voice.calls import CallScript, read_calls
+from moss_voice.cli.play import Played, Tally, play, show_tally, show_turn, turn_id
+from moss_voice.cli.shell import Pace, Shell, plain, where
+from moss_voice.cli.specialist import Visit, ask_specialist
+from moss_voice.client import MossClient
+from moss_voice.cloud.log import decode_segment
+from moss_voice.cloud.store import open_cloud
+from moss_voice.errors import IndexNotFoundError, InvalidArgumentError, MossError
+from moss_voice.faq import read_documents
+from moss_voice.types import PushIndexResult
+
+__all__ = ["Options", "run_replay"]
+
+_PROJECT = "replay"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to replay, and how.
+
+    Attributes:
+        knowledge: Indexes of the cloud, or FAQ files.
+        focus: Metadata fields of the knowledge that hold names of what a call can be about.
+        call: The one call to play; all where None.
+        limit: The most calls.
+        save: Push to the user's cloud, not to a temporary one.
+        brief: A line per call in place of its turns.
+    """
+
+    knowledge: Sequence[str] = ()
+    focus: Sequence[str] = ()
+    call: str | None = None
+    limit: int | None = None
+    save: bool = False
+    brief: bool = False
+    pace: Pace = Pace.FAST
+    top_k: int = 5
+    deadline_ms: float = 50.0
+    visible: int = 6
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where calls are pushed, as this process and another one open it."""
+
+    client: MossClient
+    cloud: str | None
+    project_id: str | None
+    project_key: str | None
+
+
+async def run_replay(shell: Shell, path: Path, options: Options) -> None:
+    """Play the calls of a file and tell what happened."""
+    scripts = await asyncio.to_thread(_scripts, path, options)
+    out = None if shell.json else shell.out
+    total, visits, kept = Tally(), list[Visit](), dict[str, int]()
+    async with _place(shell, options) as place:
+        names = [await _knowledge(shell, place, name, options) for name in options.knowledge]
+        with shell.progress("Playing the calls") as moved:
+            for done, script in enumerate(scripts):
+                moved(done, len(scripts))
+                tally, turns, pushed = await _play(out, place, script, names, options)
+                total.merge(tally)
+                kept[script.id] = pushed.doc_count
+                visits.append(Visit(script.id, _probe(turns)))
+                if out is None:
+                    shell.emit(_call_json(script, turns, tally, pushed), indent=None)
+        told = await ask_specialist(
+            visits,
+            cloud=place.cloud,
+            project_id=place.project_id,
+            project_key=place.project_key,
+        )
+    whole = [call for call in told["calls"] if call["docs"] == kept[call["name"]]]
+    probed = [
+        (visit, call) for visit, call in zip(visits, told["calls"], strict=True) if visit.queries
+    ]
+    found = [
+        call
+        for visit, call in probed
+        if any(doc["text"] == visit.queries[0] for doc in call["answers"][0]["docs"])
+    ]
+    if out is None:
+        specialist = {
+            "pid": told["pid"],
+            "resumed": len(whole),
+            "asked": len(probed),
+            "found": len(found),
+            "calls": [
+                {"call": call["name"], "docs": call["docs"], "resume_ms": call["resume_ms"]}
+                for call in told["calls"]
+            ],
+        }
+        summary = {"kind": "summary", **total.as_json(), "specialist": specialist}
+        shell.emit(summary, indent=None)
+    else:
+        _show_end(out, shell, options, total, told, len(whole), len(probed), len(found))
+    if len(whole) < len(visits):
+        raise MossError(
+            f"another process resumed {len(whole)} of {len(visits)} calls with every turn"
+        )
+
+
+def _scripts(path: Path, options: Options) -> list[CallScript]:
+    calls = read_calls(path)
+    if options.call is not None:
+        chosen = [call for call in calls if call.id == options.call]
+        if not chosen:
+            raise InvalidArgumentError(f"{path.name}: holds no call {options.call!r}")
+        return chosen
+    return list(islice(calls, options.limit))
+
+
+@asynccontextmanager
+async def _place(shell: Shell, options: Options) -> AsyncIterator[_Place]:
+    """Open the user's cloud, or a temporary one that goes with everything pushed to it."""
+    if options.save:
+        cloud = where(shell.cloud, "MOSS_VOICE_CLOUD")
+        if cloud is not None and cloud.startswith("memory://"):
+            raise InvalidArgumentError("--save: a memory:// cloud ends with this process")
+        async with shell.client() as client:
+            yield _Place(client, cloud, shell.project_id, shell.project_key)
+        return
+    with tempfile.TemporaryDirectory(prefix="moss-voice-replay-") as folder:
+        root = Path(folder)
+        async with MossClient(
+            _PROJECT,
+            shell.project_key,
+            cloud=root / "cloud",
+            cache_path=root / "cache",
+            journal_path=root / "journal",
+        ) as client:
+            yield _Place(client, str(root / "cloud"), _PROJECT, shell.project_key)
+
+
+async def _knowledge(shell: Shell, place: _Place, name: str, options: Options) -> str:
+    """Bring an FAQ file or an index of the user's cloud to where the calls are; return its name."""
+    path = Path(name)
+    if path.exists():
+        documents = await asyncio.to_thread(read_documents, path)
+        index = path.resolve().stem
+        with shell.progress(f"Embedding {path.name}") as moved:
+            await place.client.create_index(index, documents, on_progress=moved)
+        return index
+    if options.save:
+        await place.client.get_index(name)
+    else:
+        await _copy(shell, place, name)
+    return name
+
+
+async def _copy(shell: Shell, place: _Place, name: str) -> None:
+    """Copy an index's files from the user's cloud to the temporary one, nothing embedded anew."""
+    theirs = await asyncio.to_thread(open_cloud, where(shell.cloud, "MOSS_VOICE_CLOUD"))
+    project = await theirs.check_credentials(
+        where(shell.project_id, "MOSS_PROJECT_ID"),
+        where(shell.project_key, "MOSS_PROJECT_KEY"),
+    )
+    head = await theirs.read_head(project, name)
+    if head is None or head.deleted:
+        raise IndexNotFoundError(
+            f"--knowledge {name}: neither a file here nor an index of project {project!r}"
+        )
+    ours = await asyncio.to_thread(open_cloud, place.cloud)
+    refs = [
+        await ours.put_segment(
+            _PROJECT, name, decode_segment(await theirs.fetch_segment(project, name, ref))
+        )
+        for ref in head.segments
+    ]
+    first = replace(head, version=1, parent=0, changed=1, replaced=None, segments=tuple(refs))
+    await ours.commit(_PROJECT, first)
+
+
+async def _play(
+    out: Console | None,
+    place: _Place,
+    script: CallScript,
+    knowledge: Sequence[str],
+    options: Options,
+) -> tuple[Tally, list[Played], PushIndexResult]:
+    if out is not None and not options.brief:
+        out.print(Rule(Text(f"{script.id} · {script.timing} timing", style="bold"), align="left"))
+    tally, turns = Tally(calls=1), list[Played]()
+    call = await place.client.call(
+        script.id,
+        knowledge=knowledge,
+        focus=options.focus,
+        top_k=options.top_k,
+        deadline_ms=options.deadline_ms,
+    )
+    try:
+        async for played in play(call, script, pace=options.pace, visible=options.visible):
+            if not knowledge and played.gold:
+                played = replace(played, gold=())  # noqa: PLW2901 - nothing to find them in
+            tally.add(played)
+            turns.append(played)
+            if out is not None and not options.brief:
+                show_turn(out, played)
+    finally:
+        pushed = await call.end()
+    if pushed is None:
+        raise MossError(f"call {script.id!r} could not be pushed, or nothing was said in it")
+    if out is not None:
+        _show_call_end(out, script, tally, pushed, brief=options.brief)
+    return tally, turns, pushed
+
+
+def _probe(turns: Sequence[Played]) -> list[str]:
+    """Choose what to ask a resumed call for: the words of its caller's longest turn."""
+    said = [p.turn.text for p in turns if p.number is not None and p.turn.speaker == "caller"]
+    return [max(said, key=len)] if said else []
+
+
+def _call_json(
+    script: CallScript, turns: Sequence[Played], tally: Tally, pushed: PushIndexResult
+) -> dict[str, Any]:
+    return {
+        "kind": "call",
+        "call": script.id,
+        "timing": script.timing,
+        "source": script.source,
+        "turns": [turn.as_json() for turn in turns],
+        "summary": tally.as_json(),
+        "push": pushed,
+    }
+
+
+def _show_call_end(
+    out: Console, script: CallScript, tally: Tally, pushed: PushIndexResult, *, brief: bool
+) -> None:
+    size = (
+        f"{pushed.doc_count} turns, {pushed.uploaded_bytes / 1000:.0f} kB, version {pushed.version}"
+    )
+    if not brief:
+        out.print()
+        show_tally(out, tally, [("pushed at the end", size)])
+        out.print()
+        return
+    spread = tally.as_json()["context_ms"]
+    took = f"context median {spread['median']:.1f} ms" if isinstance(spread, dict) else "no context"
+    line = Text(f"{plain(script.id):<24} ", style="bold")
+    line.append(f"{tally.turns:>3} turns, {tally.with_hits:>3} recalled, {took}")
+    if tally.gold:
+        line.append(f", {tally.found_gold}/{tally.gold} passages")
+    line.truncate(out.width, overflow="ellipsis")
+    out.print(line, soft_wrap=True)
+
+
+def _show_end(
+    out: Console,
+    shell: Shell,
+    options: Options,
+    total: Tally,
+    told: dict[str, Any],
+    whole: int,
+    probed: int,
+    found: int,
+) -> None:
+    out.print(
+        Rule(Text("All calls" if total.calls > 1 else "The call", style="bold"), align="left")
+    )
+    calls = told["calls"]
+    resume_ms = sum(call["resume_ms"] for call in calls) / len(calls)
+    turns = sum(call["docs"] for call in calls)
+    rows = [
+        (
+            f"resumed by process {told['pid']}",
+            f"{whole} of {len(calls)} with every turn, {turns} turns, {resume_ms:.0f} ms each",
+        ),
+        ("found there by the words of a turn", f"{found} of {probed}"),
+    ]
+    show_tally(out, total, rows)
+    if options.save:
+        cloud = f" --cloud {shell.cloud}" if shell.cloud else ""
+        out.print(
+            Text.assemble(
+                "\nThe calls are kept: ",
+                (f"moss-voice session show {calls[0]['name']}{cloud}", "cyan"),
+            )
+        )
+    else:
+        out.print(Text("\nThe temporary cloud is gone; --save keeps the calls.", style="dim"))
