@@ -46,7 +46,7 @@ _BODY_FIELDS = ("body", "answer", "a", "content", "passage", "page_content")
 _MISSING_TEXT = "expected 'text', or 'body'/'answer' (with 'title'/'question'), holding some text"
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)$")
-_HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
+_HEADING = re.compile(r" {0,3}(#{1,6})(?:[ \t](.*))?$")
 _UNDERLINE = re.compile(r" {0,3}(=+|--+)[ \t]*$")
 _RULE = re.compile(r" {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}$")
 _ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+\S")
@@ -90,6 +90,7 @@ class _Ids:
     """The ids used so far over all files that are read together."""
 
     used: set[str] = field(default_factory=set)
+    numbers: dict[str, int] = field(default_factory=dict)
 
     def claim(self, doc_id: str, where: str) -> str:
         if doc_id in self.used:
@@ -100,15 +101,15 @@ class _Ids:
         self.used.add(doc_id)
         return doc_id
 
-    def make(self, stem: str, slug: str, separator: str = "#") -> str:
+    def make(self, stem: str, slug: str) -> str:
         """Name a document by its file and heading; a number tells those of one name apart."""
-        base = f"{stem}{separator}{slug}" if slug else stem
-        doc_id, number = base, 1
-        if not slug:
-            doc_id = f"{base}{separator}{number}"
+        base = f"{stem}#{slug}-" if slug else f"{stem}#"
+        number = self.numbers.get(base, 0) + 1
+        doc_id = base[:-1] if slug and number == 1 else f"{base}{number}"
         while doc_id in self.used:
             number += 1
-            doc_id = f"{base}-{number}" if slug else f"{base}{separator}{number}"
+            doc_id = f"{base}{number}"
+        self.numbers[base] = number
         self.used.add(doc_id)
         return doc_id
 
@@ -443,7 +444,10 @@ def _markdown_blocks(lines: Sequence[str]) -> Iterator[_Block]:
             yield _Block("verbatim", "\n".join(lines[at:end]))
             at = end
         elif heading := _HEADING.match(line):
-            yield _Block("heading", " ".join((heading[2] or "").split()), len(heading[1]))
+            named = (heading[2] or "").split()
+            if named and not named[-1].strip("#"):  # the closing sequence of "## Title ##"
+                named.pop()
+            yield _Block("heading", " ".join(named), len(heading[1]))
             at += 1
         elif line.startswith("|"):
             end = at
@@ -627,16 +631,18 @@ def _cut(unit: _Unit, room: int) -> Iterator[_Unit]:
     if _size(unit.text) <= room:
         yield unit
         return
-    glue, run = unit.glue, ""
+    glue, run, used = unit.glue, "", 0
     for word in unit.text.split():
         # `room` characters never count as more than `room` words.
         length = len(word) if _size(word) <= room else room
         for start in range(0, len(word), length):
             piece, between = word[start : start + length], " " if start == 0 else ""
-            if run and _size(run + between + piece) > room:
+            # Sizes add up across spaces; within a word they depend on what stands before.
+            size = used + _size(piece) if between else _size(run + piece)
+            if run and size > room:
                 yield _Unit(run, glue)
-                glue, run = between, ""
-            run = run + between + piece if run else piece
+                glue, run, size = between, "", _size(piece)
+            run, used = run + between + piece if run else piece, size
     yield _Unit(run, glue)
 
 

@@ -370,6 +370,14 @@ class Index:
             now = self._generation
             return now.matter.vectors.take(self._rows_of(now, ids))
 
+    def written_at(self, ids: Iterable[str] | None = None) -> dict[str, int]:
+        """Return when each of those documents that there are (all where None) was written, in ms."""
+        with self._write:
+            now = self._generation
+            rows = now.rows(now.matter.row_of if ids is None else ids)
+            times = now.matter.written_at.view(now.n_rows)[list(rows.values())]
+            return dict(zip(rows, times.tolist(), strict=True))
+
     def extract(self, ids: Sequence[str] | None = None) -> Block:
         """Return the rows of these documents (all where None) as a block, in order of ordinal."""
         with self._write:

@@ -357,7 +357,8 @@ class Keywords:
         parts *= found.counts
         parts /= frame.norms[found.rows] + found.counts
         total = np.bincount(found.rows, weights=parts, minlength=n_rows)
-        matched = np.flatnonzero(total)
+        # Of booleans numpy finds the nonzero ones ten times faster than of floats.
+        matched = np.flatnonzero(total > 0.0)
         return matched, total[matched].astype(np.float32)
 
     def _frame(self, state: _State, n_rows: int, alive: Bool) -> _Norms:

@@ -56,7 +56,7 @@ from moss_voice.index import (
 )
 from moss_voice.keywords import Postings
 from moss_voice.models import CUSTOM_MODEL as CUSTOM
-from moss_voice.models import DEFAULT_MODEL, load_embedder
+from moss_voice.models import DEFAULT_MODEL, MODEL_IDS, load_embedder
 from moss_voice.text import ANALYZER, term_ids
 from moss_voice.types import (
     DocumentInfo,
@@ -134,12 +134,14 @@ class _Loaded:
 
     Attributes:
         clock: The newest time of any of its changes, in milliseconds.
+        tombstones: When each document that was deleted was, in milliseconds.
         prefixes: What a stored graph of its first rows is called, and how many those are; longest first.
     """
 
     commit: Commit
     index: Index
     clock: int
+    tombstones: dict[str, int]
     prefixes: tuple[tuple[str, int], ...]
 
 
@@ -153,6 +155,22 @@ class _Source:
     next_look: float
     written_at: dict[str, int] = field(default_factory=dict)
     task: asyncio.Task[None] | None = None
+
+
+class _Delta(NamedTuple):
+    """What a push carries.
+
+    Attributes:
+        changes: The number of the last change in it.
+        edits: How many edits of the session's own are in it.
+        doc_count: Documents in the session then.
+        segment: None where nothing changed.
+    """
+
+    changes: int
+    edits: int
+    doc_count: int
+    segment: Segment | None
 
 
 class SessionIndex:
@@ -196,8 +214,11 @@ class SessionIndex:
         self._changes = 0
         self._edits = 0
         self._unpushed: dict[str, int] = {}
-        # By id: the number of the change, and when it was.
+        # By id: the number of the change, and when it was. Stays where a document is added again, since
+        # then it belongs at the end.
         self._deleted: dict[str, tuple[int, int]] = {}
+        # When what is stored as deleted was deleted.
+        self._tombstones: dict[str, int] = {}
         self._sources: dict[str, _Source] = {}
         self._pushing = asyncio.Lock()
         self._graph_job: Future[None] | None = None
@@ -238,23 +259,22 @@ class SessionIndex:
                 now=now,
             )
         chosen = model_id if model_id is not None else head.model_id
+        if chosen in MODEL_IDS:
+            # Before it is loaded, which may mean a download.
+            _check_model(name, head, chosen)
         embedder, loaded = await asyncio.gather(
             in_worker(_embedder_of, chosen), _fetch(remote, head)
         )
         known_as = embedder.model_id if embedder else CUSTOM
-        if known_as != head.model_id:
-            raise ModelMismatchError(
-                f"index {name!r} was made with model {head.model_id!r}, not {known_as!r};"
-                " leave out model_id to use the stored one"
-            )
+        _check_model(name, head, known_as)
         self = cls(name, model_id=known_as, embedder=embedder, remote=remote, now=now)
         self._index, self._commit, self._clock = loaded.index, head, loaded.clock
+        self._tombstones = loaded.tombstones
         self._grow_graph(loaded.prefixes)
         return self
 
     def __repr__(self) -> str:
-        unpushed = len(self._unpushed) + len(self._deleted)
-        state = "closed" if self._closed.is_set() else f"{unpushed} unpushed"
+        state = "closed" if self._closed.is_set() else f"{self.unpushed} unpushed"
         return f"<SessionIndex {self._name!r} {self.doc_count} docs, {state}>"
 
     async def __aenter__(self) -> Self:
@@ -296,7 +316,7 @@ class SessionIndex:
     @property
     def unpushed(self) -> int:
         """Documents added, changed or deleted since the last push."""
-        return len(self._unpushed) + len(self._deleted)
+        return len(self._unpushed.keys() | self._deleted.keys())
 
     # --- reading and writing -----------------------------------------------------------------------
 
@@ -331,7 +351,8 @@ class SessionIndex:
                 raise InvalidArgumentError(f"docs: expected DocumentInfo, got {type(doc).__name__}")
         if written_at is not None and len(written_at) != len(docs):
             raise InvalidArgumentError("written_at: expected one time per document")
-        if not (options or MutationOptions()).upsert and self._index is not None:
+        upsert = (options or MutationOptions()).upsert
+        if not upsert and self._index is not None:
             index = self._index
             kept = [position for position, doc in enumerate(docs) if doc.id not in index]
             docs = [docs[position] for position in kept]
@@ -339,34 +360,73 @@ class SessionIndex:
         if not docs:
             return 0, 0
         vectors = await self._vectors_for(docs, on_progress)
-        return await in_worker(partial(self.put, docs, vectors, written_at=written_at))
+        put = partial(self.put, docs, vectors, written_at=written_at, upsert=upsert)
+        return await in_worker(put)
 
     def put(
-        self, docs: Sequence[DocumentInfo], vectors: F32, *, written_at: Sequence[int] | None = None
+        self,
+        docs: Sequence[DocumentInfo],
+        vectors: F32,
+        *,
+        written_at: Sequence[int] | None = None,
+        upsert: bool = True,
     ) -> tuple[int, int]:
         """Add documents with their unit rows; synchronous, for code that is on a worker already.
 
         Args:
             docs: See `DocumentInfo`.
             vectors: (n, dim) float32 unit rows.
-            written_at: Milliseconds, one per document: see `stamp`; now where None.
+            written_at: Milliseconds, one per document: see `stamp`; now where None. What is older than
+                what is known of a document is left out, as it would be once it is pushed.
+            upsert: See `MutationOptions`.
 
         Returns:
             How many were added and how many updated.
         """
         lines = [encode_document(doc.id, doc.text, doc.metadata, doc.payload) for doc in docs]
         terms = [term_ids(doc.text) for doc in docs]
+        ids = [doc.id for doc in docs]
         with self._write:
             self._check_open()
             if self._index is None:
                 self._index = Index(int(vectors.shape[1]))
-            ids = [doc.id for doc in docs]
             at = np.array(written_at or [self._stamp()] * len(ids), np.int64)
-            counts = self._index.upsert(Batch(ids, lines, vectors, terms, at))
+            batch = Batch(ids, lines, vectors, terms, at)
+            if written_at is not None or not upsert:
+                batch = self._admitted(batch, upsert=upsert)
+            if not batch.ids:
+                return 0, 0
+            self._clock = max(self._clock, int(batch.written_at.max()))
+            counts = self._index.upsert(batch)
             self._edits += 1
-            self._mark(ids)
+            self._mark(batch.ids)
         self._grow_graph()
         return counts
+
+    def _admitted(self, batch: Batch, *, upsert: bool) -> Batch:
+        """Leave out what an insert may not touch, and what is older than what is known."""
+        assert self._index is not None  # noqa: S101 - the caller has made it
+        newest = self._index.written_at(batch.ids)
+        held = set(newest)
+        for id_ in batch.ids:
+            _, deleted_at = self._deleted.get(id_, (0, -1))
+            times = newest.get(id_, -1), deleted_at, self._tombstones.get(id_, -1)
+            newest[id_] = max(times)
+        kept: list[int] = []
+        for position, (id_, at) in enumerate(
+            zip(batch.ids, batch.written_at.tolist(), strict=True)
+        ):
+            if at > newest[id_] and (upsert or id_ not in held):
+                kept.append(position)
+                newest[id_] = at - 1
+                held.add(id_)
+        return Batch(
+            [batch.ids[position] for position in kept],
+            [batch.documents[position] for position in kept],
+            batch.vectors[kept],
+            [batch.terms[position] for position in kept],
+            batch.written_at[kept],
+        )
 
     def stamp(self) -> int:
         """Return a time for a change, in milliseconds; later than every change this session has seen."""
@@ -377,7 +437,6 @@ class SessionIndex:
         self._changes += 1
         for id_ in ids:
             self._unpushed[id_] = self._changes
-            self._deleted.pop(id_, None)
 
     def _stamp(self) -> int:
         """Return a time for a change: never before any change that this session has seen.
@@ -460,10 +519,6 @@ class SessionIndex:
         self._look_for_newer()
         options = options or QueryOptions()
         condition = parse_filter(options.filter)
-        if self._index is None:
-            if options.embedding is not None:
-                _unit(options.embedding, None)
-            return []
         if not query.strip() and options.embedding is None:
             return []
         return await in_worker(self._query, query, options, condition)
@@ -477,21 +532,21 @@ class SessionIndex:
 
     def _query(self, query: str, options: QueryOptions, condition: Filter | None) -> list[Match]:
         alpha = ranking.DEFAULT_ALPHA if options.alpha is None else options.alpha
-        index = self._index
-        assert index is not None  # noqa: S101 - checked by the caller; an index never goes away
+        dim = self._index.dim if self._index is not None else None
         vector = None
         if options.embedding is not None:
-            vector = _unit(options.embedding, index.dim)
+            vector = _unit(options.embedding, dim)
         elif alpha > 0.0:
             if self._embedder is None:
+                size = f" with {dim} numbers" if dim is not None else ""
                 raise InvalidArgumentError(
                     "the model 'custom' cannot embed a query: pass QueryOptions.embedding"
-                    f" with {index.dim} numbers, or alpha=0 for keywords alone"
+                    f"{size}, or alpha=0 for keywords alone"
                 )
             vector = self._embedder.embed_query(query)
-        return index.search(
-            vector=vector if alpha > 0.0 else None,
-            terms=term_ids(query),
+        return self.find(
+            vector if alpha > 0.0 else None,
+            term_ids(query),
             top_k=options.top_k or ranking.DEFAULT_TOP_K,
             alpha=alpha,
             condition=condition,
@@ -501,7 +556,7 @@ class SessionIndex:
     def find(
         self,
         vector: F32 | None,
-        terms: Mapping[int, float],
+        terms: Mapping[int, float] | I64,
         *,
         top_k: int,
         alpha: float = ranking.DEFAULT_ALPHA,
@@ -587,15 +642,15 @@ class SessionIndex:
                 raise InvalidArgumentError(
                     f"index {self._name!r} of model 'custom' has no documents yet: nothing to push"
                 )
-            changes, edits, delta = await in_worker(self._delta)
+            delta = await in_worker(self._delta)
             base = self._commit
             pushed = await self._remote.cloud.push(
                 self._remote.project,
                 self._name,
                 base_version=base.version if base is not None else 0,
                 base_segments=base.segments if base is not None else (),
-                delta=delta,
-                doc_count=len(self._index),
+                delta=delta.segment,
+                doc_count=delta.doc_count,
                 model_id=self._model_id,
                 dim=self._index.dim,
                 analyzer=ANALYZER,
@@ -605,7 +660,7 @@ class SessionIndex:
             )
             merged = on_conflict == "merge" and pushed.merged_from is not None
             loaded = await _fetch(self._remote, pushed.commit) if merged else None
-            await in_worker(self._pushed, pushed.commit, changes, edits, loaded)
+            await in_worker(self._pushed, pushed.commit, delta, loaded)
             await self._report(pushed.commit)
             return PushIndexResult(
                 job_id=pushed.commit.job_id,
@@ -627,16 +682,16 @@ class SessionIndex:
             # The push itself stands.
             logger.warning("push of index %r: its job was not stored (%s)", self._name, error.code)
 
-    def _delta(self) -> tuple[int, int, Segment | None]:
-        """Return what changed since the last push, and up to which change."""
+    def _delta(self) -> _Delta:
+        """Return what changed since the last push."""
         with self._write:
             assert self._index is not None  # noqa: S101 - checked by the caller
-            changes, edits = self._changes, self._edits
+            delta = _Delta(self._changes, self._edits, len(self._index), None)
             deleted = {id_: at for id_, (_, at) in self._deleted.items()}
             if not self._unpushed and not deleted:
-                return changes, edits, None
+                return delta
             block = self._index.extract(list(self._unpushed))
-        return changes, edits, self._segment(block, deleted)
+        return delta._replace(segment=self._segment(block, deleted))
 
     def _whole(self) -> Segment:
         """Return everything that this session holds, as one segment."""
@@ -662,15 +717,19 @@ class SessionIndex:
     async def _read_segment(self, ref: SegmentRef) -> Segment:
         return await _read_segment(self._remote, self._name, ref)
 
-    def _pushed(self, commit: Commit, changes: int, edits: int, loaded: _Loaded | None) -> None:
+    def _pushed(self, commit: Commit, delta: _Delta, loaded: _Loaded | None) -> None:
         """Forget the edits that a push carried; those made meanwhile stay."""
         with self._write:
             self._commit = commit
-            self._unpushed = {id_: at for id_, at in self._unpushed.items() if at > changes}
-            self._deleted = {id_: mark for id_, mark in self._deleted.items() if mark[0] > changes}
-            self._edits -= edits
+            self._unpushed = {i: at for i, at in self._unpushed.items() if at > delta.changes}
+            stored = {i: at for i, (change, at) in self._deleted.items() if change <= delta.changes}
+            self._deleted = {i: mark for i, mark in self._deleted.items() if i not in stored}
+            self._tombstones |= stored
+            self._edits -= delta.edits
             if loaded is not None:
                 self._take_over(loaded)
+        if loaded is not None:
+            self._grow_graph(loaded.prefixes)
 
     async def load_index(
         self,
@@ -736,27 +795,43 @@ class SessionIndex:
                 self._take_over(loaded)
                 source.version = loaded.commit.version
                 return
-            block = loaded.index.extract()
-            written_at = dict(zip(block.ids, block.written_at.tolist(), strict=True))
+            written_at = loaded.index.written_at()
             changed = [id_ for id_, at in written_at.items() if source.written_at.get(id_) != at]
             gone = [id_ for id_ in source.written_at if id_ not in written_at]
             self._clock = max(self._clock, loaded.clock)
             if self._index is None:
                 self._index = Index(loaded.index.dim)
             if changed:
-                self._index.upsert(_batch(loaded.index.extract(changed)))
+                batch = _batch(loaded.index.extract(changed))
+                # Written now, as far as this index is concerned: what was deleted from it is back.
+                now = np.full(len(batch.ids), self._stamp(), np.int64)
+                self._index.upsert(batch._replace(written_at=now))
                 self._mark(changed)
             self._mark_deleted(self._index.delete(gone))
             source.written_at, source.version = written_at, loaded.commit.version
         self._grow_graph()
 
     def _take_over(self, loaded: _Loaded) -> None:
-        """Go over to a newer version of this session's own index, with its unpushed edits on top."""
+        """Go over to a newer version of this session's own index, with its unpushed edits on top.
+
+        Per document the newer write wins here as it will in the cloud: see `log.resolve`.
+        """
         index = loaded.index
-        if self._index is not None and self._unpushed:
-            index.upsert(_batch(self._index.extract(list(self._unpushed))))
-        index.delete(list(self._deleted))
+        theirs = index.written_at(self._deleted)
+        gone = [i for i, (_, at) in self._deleted.items() if at >= theirs.get(i, -1)]
+        index.delete(gone)
+        if self._index is not None:
+            ours = self._index.written_at(self._unpushed)
+            theirs = index.written_at(ours)
+            mine = [
+                i
+                for i, at in ours.items()
+                if at >= theirs.get(i, -1) and at > loaded.tombstones.get(i, -1)
+            ]
+            index.upsert(_batch(self._index.extract(mine)))
+            self._unpushed = {i: self._unpushed[i] for i in mine}
         self._index, self._commit = index, loaded.commit
+        self._tombstones = loaded.tombstones
         self._clock = max(self._clock, loaded.clock)
 
     def watch(self, interval_s: float) -> None:
@@ -851,7 +926,7 @@ class SessionIndex:
             if not index.wants_graph:
                 return
             with _in_background():
-                graph = index.build_graph(should_stop=self._should_stop)
+                graph = index.build_graph(should_stop=partial(self._should_stop, index))
             if graph is not None and cache is not None:
                 for key, n_rows in prefixes:
                     if n_rows == graph.n_rows:
@@ -860,9 +935,14 @@ class SessionIndex:
             # A graph only saves time: the exact scan goes on answering.
             logger.warning("no graph for index %r: %s", self._name, type(error).__name__)
 
-    def _should_stop(self) -> bool:
+        newer = self._index
+        if newer is not None and newer is not index:
+            self._build_graph(newer, ())
+
+    def _should_stop(self, index: Index) -> bool:
         # The interpreter waits for this thread before it exits.
-        return self._closed.is_set() or not threading.main_thread().is_alive()
+        going = self._closed.is_set() or not threading.main_thread().is_alive()
+        return going or self._index is not index
 
 
 @contextlib.contextmanager
@@ -875,6 +955,14 @@ def _in_background() -> Iterator[None]:
     os.setpriority(os.PRIO_PROCESS, thread, _BACKGROUND_NICENESS)
     # Raising it again needs a privilege; the graph pool's thread does nothing else anyway.
     yield
+
+
+def _check_model(name: str, head: Commit, model_id: str) -> None:
+    if model_id != head.model_id:
+        raise ModelMismatchError(
+            f"index {name!r} was made with model {head.model_id!r}, not {model_id!r};"
+            " leave out model_id to use the stored one"
+        )
 
 
 def _embedder_of(model_id: str) -> Embedder | None:
@@ -993,4 +1081,5 @@ def _restore(commit: Commit, segments: Sequence[Segment]) -> _Loaded:
         digest.update(ref.sha256.encode())
         n_rows += len(segment)
         prefixes.append((digest.hexdigest(), n_rows))
-    return _Loaded(commit, Index(commit.dim, blocks=blocks), clock, tuple(reversed(prefixes)))
+    index = Index(commit.dim, blocks=blocks)
+    return _Loaded(commit, index, clock, tombstones, tuple(reversed(prefixes)))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moss_voice.calls import GAP_S, WORDS_PER_S, CallScript, ScriptTurn, interims, read_calls
@@ -171,6 +171,7 @@ def script_turn(text: str, **more: Any) -> ScriptTurn:
     return ScriptTurn(0, more.pop("speaker", "caller"), text, 0.0, 1.0, **more)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_interims_grow_word_by_word(text: str) -> None:
     """Each partial adds a word to the one before, and the last holds all of them."""
@@ -186,6 +187,7 @@ def test_nobody_speaks_an_action() -> None:
     assert list(interims(script_turn("a b", speaker="action", partials=("a",)))) == []
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from(["user", "agent", "action"]), st.text(max_size=20))))
 def test_paced_turns_never_overlap(
     tmp_path_factory: pytest.TempPathFactory, spoken: list[tuple[str, str]]

@@ -190,9 +190,10 @@ def test_flipped_bytes_of_a_segment(flips: list[tuple[int, int]]) -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("a\u00e9", max_size=3),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text("a\u00e9", max_size=3), inner, max_size=3)
     ),
     max_leaves=4,
 )

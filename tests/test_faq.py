@@ -249,6 +249,9 @@ def test_markdown_page(write: Write) -> None:
         ("#hashtag, no heading", ["#hashtag, no heading"]),
         ("####### seven", ["####### seven"]),
         ("#\n\na", ["a"]),
+        ("##  A  b ### \na", ["A b\na"]),
+        ("## C#\na", ["C#\na"]),
+        ("# #\na", ["a"]),
         ("Title\n===\na", ["Title\na"]),
         ("a\n# B\nc", ["a", "B\nc"]),
         ("* * *\na", ["a"]),
@@ -318,6 +321,12 @@ def test_directory(write: Write, tmp_path: Path) -> None:
         "rows#1": "u",
     }
     assert read_documents(str(tmp_path)) == read_documents(tmp_path)
+
+
+def test_numbered_ids_step_over_those_taken(write: Write) -> None:
+    """A heading that ends in a number never takes the id of another section's second part."""
+    documents = read_documents(write("f.md", "# A 2\na\n# A\nb\n# A\nc\n# A\nd"))
+    assert [document.id for document in documents] == ["f#a-2", "f#a", "f#a-3", "f#a-4"]
 
 
 def test_ids_are_stable_under_additions(write: Write) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moss_voice.errors import FilterError
-from moss_voice.filters import Columns, Filter, parse_filter
+from moss_voice.filters import Columns, Filter, _Condition, parse_filter
 
 
 def parsed(raw: Mapping[str, Any]) -> Filter:
@@ -248,6 +248,7 @@ FILTERS: st.SearchStrategy[dict[str, Any]] = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(FILTERS, min_size=1, max_size=4), st.lists(METADATA, max_size=25), st.data())
 def test_masks_agree_with_single_answers(
     raws: list[dict[str, Any]], rows: list[dict[str, Any] | None], data: st.DataObject
@@ -263,6 +264,7 @@ def test_masks_agree_with_single_answers(
             mask[:] = False  # the caller owns it
 
 
+@settings(deadline=None)
 @given(FILTERS, METADATA)
 def test_not_is_plain_negation(raw: dict[str, Any], metadata: dict[str, Any] | None) -> None:
     """`$not` passes exactly what its operand does not; De Morgan holds."""
@@ -273,6 +275,7 @@ def test_not_is_plain_negation(raw: dict[str, Any], metadata: dict[str, Any] | N
     assert neither.matches(metadata) == both.matches(metadata)
 
 
+@settings(deadline=None)
 @given(st.sampled_from("fgh"), SCALARS, SCALARS)
 def test_equality_has_no_sides(field: str, one: Any, other: Any) -> None:
     """A value equals an operand just where the operand, stored, equals the value; `$ne` is its opposite."""
@@ -281,6 +284,19 @@ def test_equality_has_no_sides(field: str, one: Any, other: Any) -> None:
     assert eq.matches({field: other}) == swapped.matches({field: one})
     ne = parsed({"field": field, "condition": {"$ne": one}})
     assert ne.matches({field: other}) is not eq.matches({field: other})
+
+
+def test_a_column_given_out_earlier_still_answers() -> None:
+    """A reader that holds a column while another extends it gets the rows it began with."""
+    rows: list[dict[str, Any]] = [{"f": "a"}, {"f": "1"}, {"f": "b"}, {"f": 1}, {"f": 1.0}]
+    columns = Columns(rows.__getitem__)
+    condition = parsed({"field": "f", "condition": {"$in": ["a", "b", 1]}})
+    columns.extend(["f"], 2)
+    held = columns.column("f")
+    columns.extend(["f"], 5)
+    assert isinstance(condition, _Condition)
+    assert condition.tests[0].mask(held).tolist() == [True, True]
+    assert condition.mask(columns, 5).all()
 
 
 def test_each_row_is_read_once() -> None:

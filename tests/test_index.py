@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moss_voice.errors import CorruptDataError, InvalidArgumentError
@@ -53,7 +54,9 @@ def batch(docs: Sequence[Doc], *, at: int = 1) -> Batch:
     return Batch(
         [doc.id for doc in docs],
         [encode_document(doc.id, doc.text, doc.metadata, None) for doc in docs],
-        np.array([doc.unit for doc in docs], np.float32).reshape(len(docs), -1),
+        np.array([doc.unit for doc in docs], np.float32).reshape(len(docs), len(docs[0].vector))
+        if docs
+        else np.empty((0, DIM), np.float32),
         [term_ids(doc.text) for doc in docs],
         np.full(len(docs), at, np.int64),
     )
@@ -160,7 +163,7 @@ def agree(index: Index, oracle: Oracle, query: Query) -> None:
         assert match.document.text == oracle.docs[match.document.id].text
         assert match.document.metadata == oracle.docs[match.document.id].metadata
     place = {id_: at for at, id_ in enumerate(oracle.docs)}
-    for better, worse in zip(found, found[1:], strict=False):
+    for better, worse in pairwise(found):
         assert better.fused >= worse.fused
         if better.fused == worse.fused:
             assert place[better.document.id] < place[worse.document.id]
@@ -210,7 +213,7 @@ steps = st.lists(
 
 
 @given(steps, queries)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_run_of_changes_and_searches_agrees_with_the_oracle(
     steps: list[tuple[str, Any]], last: Query
 ) -> None:
@@ -232,7 +235,7 @@ def test_any_run_of_changes_and_searches_agrees_with_the_oracle(
 
 
 @given(st.lists(docs, max_size=8), st.lists(docs, max_size=8), st.lists(ids, max_size=3), queries)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_an_index_lives_again_from_its_block(
     first: list[Doc], then: list[Doc], deleted: list[str], query: Query
 ) -> None:
@@ -370,22 +373,17 @@ def test_what_cannot_be_stored_is_refused_without_its_text(payload: object) -> N
     st.text(),
     st.none() | st.dictionaries(st.text(), st.booleans() | st.integers() | st.text()),
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        st.none() | st.booleans() | st.integers() | st.floats(-1e9, 1e9) | st.text(),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
         max_leaves=8,
     ),
 )
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_document_is_read_as_it_was_written(
     id_: str, text: str, metadata: Metadata | None, payload: Any
 ) -> None:
-    """Encoding and decoding give back every field, or encoding refuses."""
-    try:
-        line = encode_document(id_, text, metadata, payload)
-    except InvalidArgumentError:
-        with pytest.raises((UnicodeEncodeError, ValueError)):
-            (text + id_ + repr(metadata) + repr(payload)).encode("ascii").decode("no")
-        return
+    """Encoding and decoding give back every field, on one line."""
+    line = encode_document(id_, text, metadata, payload)
     assert b"\n" not in line
     assert decode_document(line) == (id_, text, metadata, payload)
 
@@ -602,11 +600,9 @@ class _History:
 
 def _write(index: Index, history: _History, n_changes: int) -> None:
     random = np.random.default_rng(11)
-    version = 0
-    for _ in range(n_changes):
+    for version in range(1, n_changes + 1):
         state = dict(history.states[-1])
         some = [str(id_) for id_ in random.choice(RACE_IDS, size=3, replace=False)]
-        version += 1
         if random.random() < 0.3:
             change: Callable[[], object] = lambda some=some: index.delete(some)  # noqa: E731
             for id_ in some:
@@ -684,8 +680,9 @@ def _grow(index: Index, stop: threading.Event) -> int:
 
 
 def test_readers_never_see_a_change_half_made(monkeypatch: Patch) -> None:
-    """While one thread writes, others search, filter, exclude and build graphs: each answer is what one
-    state of the index gives, whole, though rows are swept out and graphs replaced meanwhile.
+    """Each answer is what one state of the index gives, whole.
+
+    While one thread writes, others search, filter and exclude; rows are swept out and graphs replaced.
     """
     monkeypatch.setattr("moss_voice.index.EXACT_ROWS", 30)
     monkeypatch.setattr("moss_voice.index.CANDIDATES", 12)

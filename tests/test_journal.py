@@ -513,7 +513,9 @@ def test_every_acknowledged_turn_survives_kill_9(tmp_path: Path) -> None:
             assert child.stdout is not None
             output = bytearray()
             while len(output) < chance.choice([1, 100, 10_000, 50_000]):
-                output += os.read(child.stdout.fileno(), 4096)
+                said = os.read(child.stdout.fileno(), 4096)
+                assert said, "the call died by itself"
+                output += said
             assert find_journals(directory) == [], "it is alive"
             child.send_signal(signal.SIGKILL)
             output += child.stdout.read()

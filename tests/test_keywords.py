@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moss_voice.errors import CorruptDataError
@@ -80,6 +80,7 @@ DOC = st.lists(TERMS, max_size=12)
 QUERY = st.dictionaries(TERMS, st.floats(0.01, 4.0), max_size=6)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_scores_equal_the_naive_ones_in_every_generation(data: st.DataObject) -> None:
     """Whatever was added in whatever batches and deleted, each generation scores as if it were alone."""
@@ -164,6 +165,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         Keywords(b=1.5)
 
 
+@settings(deadline=None)
 @given(st.lists(DOC, max_size=8), st.integers(0, 5))
 def test_postings_count_terms_by_row_and_term(docs: list[list[int]], first_row: int) -> None:
     """The stored form lists each row's distinct terms in order, with counts."""
@@ -177,6 +179,7 @@ def test_postings_count_terms_by_row_and_term(docs: list[list[int]], first_row: 
     assert list(zip(*(postings[i].tolist() for i in (1, 0, 2)), strict=True)) == expected
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(DOC, min_size=1, max_size=8), st.sampled_from([1, 80]), st.data())
 def test_postings_come_back_as_they_went_in(
     docs: list[list[int]], times: int, data: st.DataObject

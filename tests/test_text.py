@@ -9,7 +9,7 @@ from hashlib import blake2b
 import numpy as np
 import pytest
 import Stemmer
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moss_voice.text import ANALYZER, is_filler, sentences, squash, term_ids, terms, words
@@ -49,12 +49,14 @@ def test_words_are_normalised(text: str, expected: list[str]) -> None:
     assert words(text) == expected
 
 
+@settings(deadline=None)
 @given(SPOKEN)
 def test_normalising_is_idempotent(text: str) -> None:
     """The words of a text's words are those words, so that squashed text is a fixed key."""
     assert words(squash(text)) == words(text)
 
 
+@settings(deadline=None)
 @given(SPOKEN)
 def test_case_and_form_do_not_matter(text: str) -> None:
     """A text and its canonical decomposition say the same."""
@@ -75,6 +77,7 @@ def test_terms_drop_function_words_but_never_all() -> None:
     assert terms(" ... ") == []
 
 
+@settings(deadline=None)
 @given(SPOKEN)
 def test_terms_are_stems_of_words(text: str) -> None:
     """Each term is the Snowball stem of a word that was said, codes unchanged, in order."""
@@ -87,6 +90,7 @@ def test_terms_are_stems_of_words(text: str) -> None:
         )
 
 
+@settings(deadline=None)
 @given(SPOKEN)
 def test_ids_are_hashes_of_terms(text: str) -> None:
     """An id is the documented hash of its term, cached or not."""
@@ -194,6 +198,7 @@ def test_sentences(text: str, expected: list[str]) -> None:
     assert sentences(text) == expected
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("ab .!?\n\"'Dr。)…1\r"), max_size=40) | SPOKEN)
 def test_sentences_lose_nothing(text: str) -> None:
     """Together the sentences hold every character but white space, in order, and none is blank."""

@@ -34,16 +34,16 @@ def random_rows(n: int, dim: int = DIM, *, seed: int = 0) -> F32:
 def texts_like(n: int, dim: int = 384, *, seed: int = 0) -> F32:
     """Synthetic stand-in for text vectors, which it is not: topics, few directions, noise, repeats.
 
-    A common offset (text vectors share one), 400 topics of unequal size, 24 directions within each,
+    A common offset (text vectors share one), 400 topics of unequal size, 16 directions within them,
     a little noise in all dimensions, and every twentieth row said before.
     """
     rng = np.random.default_rng(seed)
     topics = rng.standard_normal((400, dim))
     topic = np.minimum(rng.geometric(0.01, size=n), 400) - 1
-    within = rng.standard_normal((24, dim))
-    rows = 0.3 * rng.standard_normal(dim) + 0.7 * topics[topic]
-    rows += 0.25 * rng.standard_normal((n, 24)) @ within
-    rows += 0.3 * rng.standard_normal((n, dim))
+    within = rng.standard_normal((16, dim))
+    rows = 0.3 * rng.standard_normal(dim) + 0.5 * topics[topic]
+    rows += 0.25 * rng.standard_normal((n, 16)) @ within
+    rows += 0.15 * rng.standard_normal((n, dim))
     again = rng.integers(1, n, size=n // 20)
     rows[again] = rows[again // 2]
     return unit(rows)

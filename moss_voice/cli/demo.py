@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from moss_voice import demo
-from moss_voice.cli.play import Played, Tally, play, show_tally, show_turn, turn_id
+from moss_voice.cli.play import Played, Tally, play, show_tally, show_turn, show_wrapped, turn_id
 from moss_voice.cli.shell import Pace, Shell, plain
 from moss_voice.cli.specialist import Visit, ask_specialist
 from moss_voice.client import MossClient
@@ -23,8 +21,9 @@ from moss_voice.types import PushIndexResult
 
 __all__ = ["run_demo"]
 
-KNOWLEDGE = "larkline-help"
+KNOWLEDGE = "larkline"
 PROJECT = "demo"
+_TOP_K = 5
 
 
 async def run_demo(shell: Shell, *, pace: Pace, top_k: int, deadline_ms: float) -> None:
@@ -68,6 +67,7 @@ async def run_demo(shell: Shell, *, pace: Pace, top_k: int, deadline_ms: float) 
             cloud=str(root / "cloud"),
             project_id=PROJECT,
             project_key=shell.project_key,
+            top_k=_TOP_K,
         )
     resumed = told["calls"][0]
     answers = [
@@ -116,11 +116,15 @@ def _judged(question: demo.Question, answer: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def _ordinal(rank: int) -> str:
+    return {1: "1st", 2: "2nd", 3: "3rd"}.get(rank, f"{rank}th")
+
+
 def _introduce(out: Console, turns: int, length_s: float, passages: int, indexed_ms: float) -> None:
     out.print(Text("moss_voice: the memory of a voice agent", style="bold"))
     out.print(
         f"A call of {turns} turns in {length_s / 60:.0f} minutes to Larkline, a telecom company made up"
-        f" for this demo. Its {passages} FAQ passages were indexed in {indexed_ms:.0f} ms. Everything"
+        f" for this demo. Its {passages} FAQ passages were indexed in {indexed_ms:.0f} ms, the model loaded included. Everything"
         " stays on this machine, in a temporary directory."
     )
     legend = Text(
@@ -153,29 +157,24 @@ def _show_specialist(
     out.print()
     out.print(Text("The specialist, another process, takes up the call", style="bold"))
     out.print(
-        f"  Process {pid} resumed {resumed['docs']} turns by name in {resumed['resume_ms']:.0f} ms,"
-        " without embedding one again, and asks:"
+        f"  Process {pid} resumed {resumed['docs']} turns by name in {resumed['resume_ms']:.0f} ms"
+        " (the model loaded included), without embedding one of them again, and asks:"
     )
-    table = Table.grid(padding=(0, 1))
-    table.add_column(width=2)
-    table.add_column(ratio=1)
     for answer in answers:
         rank = answer["rank"]
-        doc = answer["docs"][rank - 1] if rank else None
-        mark = Text("✓", style="green") if rank else Text("✗", style="red")
-        line = Text(answer["query"], style="bold")
-        line.append(f"  {answer['took_ms']:.1f} ms\n", style="dim")
-        if doc is None:
-            line.append("not among the first three found", style="red")
+        mark = Text("  ✓ ", style="green") if rank else Text("  ✗ ", style="red")
+        asked = Text.assemble((answer["query"], "bold"), (f"  {answer['took_ms']:.1f} ms", "dim"))
+        show_wrapped(out, asked, head=mark)
+        if not rank:
+            told = Text(f"not among the first {_TOP_K} found", style="red")
         else:
-            number = played[doc["id"]].number
-            line.append(f"turn {number}, {doc['metadata']['speaker']}", style="cyan")
-            line.append(f" {doc['score']:.2f} ", style="dim")
-            line.append(plain(doc["text"]))
-            if rank > 1:
-                line.append(f" (found {rank}{'nd' if rank == 2 else 'rd'})", style="yellow")
-        table.add_row(mark, line)
-    out.print(Padding(table, (0, 0, 0, 2)))
+            doc = answer["docs"][rank - 1]
+            told = Text(
+                f"turn {played[doc['id']].number}, {doc['metadata']['speaker']}", style="cyan"
+            )
+            told.append(f" {doc['score']:.2f}{f', found {_ordinal(rank)}' if rank > 1 else ''}: ")
+            told.append(plain(doc["text"]), style="dim")
+        show_wrapped(out, told, head=Text("    "))
     found = sum(answer["rank"] is not None for answer in answers)
     first = sum(answer["rank"] == 1 for answer in answers)
     out.print(f"  {found} of {len(answers)} answers found, {first} of them in first place.")

@@ -23,13 +23,12 @@ from typing import Any
 
 import platformdirs
 import typer
-from rich.table import Table
 from rich.text import Text
 
 import moss_voice
 from moss_voice import demo
 from moss_voice.call.journal import Header, Journal, Put
-from moss_voice.cli.play import Tally, play
+from moss_voice.cli.play import Tally, play, show_wrapped
 from moss_voice.cli.shell import FAILED, Shell, where
 from moss_voice.client import MossClient
 from moss_voice.cloud.log import Commit
@@ -282,21 +281,18 @@ def _peak_mb() -> float | None:
 
 def _show(shell: Shell, checks: list[Check]) -> None:
     styles = {"ok": "green", "slow": "yellow", "failed": "red"}
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
     for check in checks:
-        told = Text(check.told)
-        if check.todo:
-            told.append(f"\n{check.todo}", style="bold")
-        table.add_row(
-            Text(check.status, style=styles[check.status]), Text(check.name, style="bold"), told
+        head = Text.assemble(
+            (f"{check.status:<7}", styles[check.status]), (f"{check.name:<10}", "bold")
         )
-    shell.out.print(table)
-    failed = sum(check.status == "failed" for check in checks)
-    shell.out.print(
-        Text("All well.", style="bold green")
-        if not failed
-        else Text(f"{failed} of {len(checks)} checks failed.", style="bold red")
-    )
+        show_wrapped(shell.out, Text(check.told), head=head)
+        if check.todo:
+            show_wrapped(shell.out, Text(check.todo, style="bold"), head=Text(" " * head.cell_len))
+    failed, slow = (sum(c.status == status for c in checks) for status in ("failed", "slow"))
+    if failed:
+        verdict = Text(f"{failed} of {len(checks)} checks failed.", style="bold red")
+    elif slow:
+        verdict = Text("Everything works, but too slowly for a live call.", style="bold yellow")
+    else:
+        verdict = Text("All well.", style="bold green")
+    shell.out.print(verdict)

@@ -13,9 +13,8 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from moss_voice.call.memory import CallMemory
@@ -23,7 +22,16 @@ from moss_voice.calls import CallScript, ScriptTurn, interims
 from moss_voice.cli.shell import Pace, plain
 from moss_voice.types import CallContext
 
-__all__ = ["Played", "Tally", "clock", "play", "show_line", "show_tally", "show_turn", "turn_id"]
+__all__ = [
+    "Played",
+    "Tally",
+    "play",
+    "show_line",
+    "show_tally",
+    "show_turn",
+    "show_wrapped",
+    "turn_id",
+]
 
 # Which of the script's turns the LLM still sees in its own history: recalling them tells it nothing.
 VISIBLE_TURNS = 6
@@ -244,16 +252,27 @@ def show_line(
 ) -> None:
     """Print a turn: time, number, speaker, and what was said."""
     label = _LABELS.get(speaker, speaker)
-    head = Text(f"{clock(at_s) if at_s is not None else '':5} ", style="dim")
-    head.append(f"{number if number is not None else '':>3} ")
-    head.append(f"{label[:6]:<6} ", style=_STYLES.get(speaker, "bold"))
+    head = Text.assemble(
+        (f"{clock(at_s) if at_s is not None else '':5} ", "dim"),
+        (f"{number if number is not None else '':>3} ", "dim"),
+        (f"{label[:6]:<6} ", _STYLES.get(speaker, "bold")),
+    )
     body = Text(plain(text), style="dim italic" if speaker == "action" else "")
     if interrupted:
         body.append(" — cut off", style="yellow")
-    for line in body.wrap(console, max(20, console.width - _INDENT)):
+    show_wrapped(console, body, head=head)
+
+
+def show_wrapped(console: Console, body: Text, *, head: Text) -> None:
+    """Print a text in lines that fit, the first after `head` and the others below it.
+
+    Unlike a table it leaves no blanks at the ends of lines, which would be copied and piped.
+    """
+    width = head.cell_len
+    for line in body.wrap(console, max(20, console.width - width)):
         line.rstrip()
         console.print(Text.assemble(head, line), soft_wrap=True)
-        head = Text(" " * _INDENT)
+        head = Text(" " * width)
 
 
 def show_turn(console: Console, played: Played) -> None:
@@ -287,14 +306,16 @@ def _show_context(console: Console, context: CallContext, gold: Sequence[str]) -
     shown = context.hits[:_SHOWN_HITS]
     space = max(20, console.width - _INDENT - 2)
     sources = [plain(hit.source) for hit in shown]
-    width = min(max(map(len, sources), default=0), space * 2 // 5)
+    width = min(max(map(cell_len, sources), default=0), space // 2)
     for source, hit in zip(sources, shown, strict=True):
         of_call = "turn" in hit.metadata
         name = Text(source, style="cyan" if of_call else "magenta")
         name.truncate(width, overflow="ellipsis", pad=True)
         line = Text.assemble("  ", name, f" {hit.score:.2f} ")
         line.append("✓ " if hit.id in gold else "  ", style="green")
-        line.append(plain(hit.text), style="dim")
+        # The first line of a passage is its title, which its id tells already.
+        _, _, body = hit.text.partition("\n")
+        line.append(plain(hit.text if of_call or not body.strip() else body), style="dim")
         line.truncate(space + 2, overflow="ellipsis")
         _print_indented(console, line)
     rest = len(context.hits) - len(shown)
@@ -315,9 +336,11 @@ def show_tally(console: Console, tally: Tally, more: Iterable[tuple[str, str]] =
     rows.append(("replies with recalled context", f"{tally.with_hits} of {asked} asked for"))
     if tally.outcomes["skipped"]:
         rows.append(("fillers, nothing asked", f"{tally.outcomes['skipped']}"))
-    for outcome in ("late", "failed"):
-        if tally.outcomes[outcome]:
-            rows.append((f"contexts that were {outcome}", f"{tally.outcomes[outcome]}"))
+    rows += [
+        (f"contexts that were {outcome}", f"{tally.outcomes[outcome]}")
+        for outcome in ("late", "failed")
+        if tally.outcomes[outcome]
+    ]
     if tally.gold:
         found = f"{tally.found_gold} of {tally.gold}"
         rows.append(("right passage recalled, where one is known", found))
@@ -326,12 +349,10 @@ def show_tally(console: Console, tally: Tally, more: Iterable[tuple[str, str]] =
         rows.append(("embedded before the final came", f"{tally.prefetched} of {asked}"))
     if tally.heard_ms:
         rows.append(("heard(), indexed and on disk", _told(tally.heard_ms)))
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(style="bold")
-    for name, value in (*rows, *more):
-        table.add_row(Text(name), Text(value))
-    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    rows += more
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        show_wrapped(console, Text(value, style="bold"), head=Text(f"  {name:<{width}}  "))
 
 
 def _told(values: Sequence[float]) -> str:

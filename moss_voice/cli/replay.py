@@ -16,7 +16,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from moss_voice.calls import CallScript, read_calls
-from moss_voice.cli.play import Played, Tally, play, show_tally, show_turn, turn_id
+from moss_voice.cli.play import Played, Tally, play, show_tally, show_turn
 from moss_voice.cli.shell import Pace, Shell, plain, where
 from moss_voice.cli.specialist import Visit, ask_specialist
 from moss_voice.client import MossClient
@@ -24,7 +24,7 @@ from moss_voice.cloud.log import decode_segment
 from moss_voice.cloud.store import open_cloud
 from moss_voice.errors import IndexNotFoundError, InvalidArgumentError, MossError
 from moss_voice.faq import read_documents
-from moss_voice.types import PushIndexResult
+from moss_voice.types import DocumentInfo, PushIndexResult
 
 __all__ = ["Options", "run_replay"]
 
@@ -152,11 +152,10 @@ async def _place(shell: Shell, options: Options) -> AsyncIterator[_Place]:
 
 async def _knowledge(shell: Shell, place: _Place, name: str, options: Options) -> str:
     """Bring an FAQ file or an index of the user's cloud to where the calls are; return its name."""
-    path = Path(name)
-    if path.exists():
-        documents = await asyncio.to_thread(read_documents, path)
-        index = path.resolve().stem
-        with shell.progress(f"Embedding {path.name}") as moved:
+    read = await asyncio.to_thread(_faq, Path(name))
+    if read is not None:
+        index, documents = read
+        with shell.progress(f"Embedding {index}") as moved:
             await place.client.create_index(index, documents, on_progress=moved)
         return index
     if options.save:
@@ -164,6 +163,10 @@ async def _knowledge(shell: Shell, place: _Place, name: str, options: Options) -
     else:
         await _copy(shell, place, name)
     return name
+
+
+def _faq(path: Path) -> tuple[str, list[DocumentInfo]] | None:
+    return (path.resolve().stem, read_documents(path)) if path.exists() else None
 
 
 async def _copy(shell: Shell, place: _Place, name: str) -> None:

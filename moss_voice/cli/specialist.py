@@ -37,6 +37,9 @@ class Visit:
     queries: Sequence[str] = ()
 
 
+_PACKAGE = Path(moss_voice.__file__).resolve().parent.parent
+
+
 async def ask_specialist(
     visits: Sequence[Visit],
     *,
@@ -50,8 +53,7 @@ async def ask_specialist(
     Raises:
         MossError: If it fails; it has said why on stderr.
     """
-    package = str(Path(moss_voice.__file__).resolve().parent.parent)
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(_PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory(prefix="moss-voice-") as cache:
         order = {
             "cloud": cloud,

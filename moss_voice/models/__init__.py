@@ -12,7 +12,7 @@ every one of them is right.
 | a directory | any sentence-transformers model with `model.onnx` and `tokenizer.json` |
 
 A directory is known to an index by its portable id, `path:NAME@HASH`: the directory's name and the first
-12 hex digits of the sha256 of its graph. It means the same model on every machine, and `load_embedder`
+12 hex digits of a hash of its graph and weights. It means the same model on every machine, and `load_embedder`
 takes it too: it finds the model where `MOSS_VOICE_MODEL_DIR/NAME` holds it, or where this process has
 loaded it before.
 """
@@ -82,8 +82,9 @@ class RemoteModel:
     settings: ModelSettings
 
 
-# The hashes do not come from a download of ours, which could only vouch for itself: several public
-# projects pin the same ones for this repository and revision (docs/decisions/003-embedding-model.md).
+# The hashes do not come from a download of ours, which could only vouch for itself. Several independent
+# public projects pin the same two for this repository and revision, one of them from the hub's own file
+# listing; we have not been able to fetch the files from the hub ourselves.
 REMOTE = {
     "moss-mediumlm": RemoteModel(
         repository="BAAI/bge-small-en-v1.5",
@@ -262,9 +263,14 @@ def _provided(name: str) -> Path | None:
 
 
 def _portable_id(directory: Path) -> str:
-    with graph_file(directory).open("rb") as graph:
-        digest = hashlib.file_digest(graph, "sha256").hexdigest()
-    return f"{_SCHEME}{directory.name}@{digest[:12]}"
+    graph = graph_file(directory)
+    # Large graphs keep their weights in files of their own beside them: model.onnx.data, model.onnx_data.
+    parts = sorted(path for path in graph.parent.glob("model.onnx*") if path.is_file())
+    digest = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return f"{_SCHEME}{directory.name}@{digest.hexdigest()[:12]}"
 
 
 def _complete(target: Path, model: RemoteModel) -> bool:
