@@ -7,11 +7,13 @@ the credentials. An index that is loaded is loaded once per client and shared by
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,6 +32,7 @@ from moss_voice.errors import (
     IndexExistsError,
     IndexNotFoundError,
     InvalidArgumentError,
+    JournalError,
     MossError,
     SessionClosedError,
 )
@@ -237,24 +240,31 @@ class MossClient:
         """
         remote = await self._remote()
         found = await in_writer(find_journals, self._journal_path, remote.project)
-        return [await self._recover(journal.path, journal.header) for journal in found]
+        results = [await self._recover(journal.path, journal.header) for journal in found]
+        return [result for result in results if result is not None]
 
-    async def _recover(self, path: Path, header: Header | None) -> RecoveredCall:
+    async def _recover(self, path: Path, header: Header | None) -> RecoveredCall | None:
         name = header.index_name if header is not None else ""
         if header is not None and header.cloud != self._where:
             return RecoveredCall(name, 0, 0, "elsewhere", header.cloud or "the embedded cloud")
         try:
             journal, contents = await in_writer(Journal.open, path)
+        except JournalError as error:
+            # Another process has it in hand, or is done with it.
+            taken = error.errno in (errno.EAGAIN, errno.ENOENT)
+            return None if taken else RecoveredCall(name, 0, 0, "failed", str(error))
         except MossError as error:
             return RecoveredCall(name, 0, 0, "failed", str(error))
+        turns, damaged = len(contents.unpushed), contents.damaged
         try:
             await self._push_journal(contents)
             await in_writer(journal.clear)
         except MossError as error:
-            await in_writer(journal.close)
-            turns, damaged = len(contents.unpushed), contents.damaged
             return RecoveredCall(name, turns, damaged, "failed", f"{error.code}: {error}")
-        return RecoveredCall(name, len(contents.unpushed), contents.damaged, "pushed")
+        finally:
+            # Where it was not cleared it is kept; closing a cleared one does nothing.
+            await in_writer(journal.close)
+        return RecoveredCall(name, turns, damaged, "pushed")
 
     async def _push_journal(self, contents: Contents) -> None:
         if not contents.unpushed:
@@ -264,7 +274,9 @@ class MossClient:
         ) as session:
             for record in contents.unpushed:
                 if isinstance(record, Delete):
-                    await session.delete_docs([record.id])
+                    await in_worker(
+                        partial(session.remove, [record.id], written_at=record.written_at_ms)
+                    )
                     continue
                 doc = DocumentInfo(
                     record.document["id"],

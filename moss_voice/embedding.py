@@ -142,9 +142,14 @@ class OnnxEmbedder:
         self._tokenizer = tokenizer
         self._pad_id = pad_id
         self._inputs = _inputs(session)
-        self._output, self._pools = _output(session)
+        output, self._pools = _output(session)
+        self._outputs = [output]
         self._recent = _Recent(cache_texts)
-        self.dim = int(self._probe().shape[1])
+        self._graph_normalises = True
+        rows = self._probe()
+        self.dim = int(rows.shape[1])
+        # Left out where it would do nothing: on the hot path even small steps count.
+        self._graph_normalises = bool(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5))
 
     @classmethod
     def load(
@@ -270,21 +275,23 @@ class OnnxEmbedder:
 
     def _run(self, batch: Sequence[list[int]]) -> F32:
         """Run one batch; (len(batch), dim) float32 unit rows."""
-        longest = max(map(len, batch))
-        ids = np.full((len(batch), longest), self._pad_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, tokens in enumerate(batch):
-            ids[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
+        if len(batch) == 1:
+            # The hot path: one turn of a call needs no padding.
+            ids = np.array(batch, dtype=np.int64)
+            mask = np.ones_like(ids)
+        else:
+            ids, mask = _padded(batch, self._pad_id)
         values = {"input_ids": ids, "attention_mask": mask}
         feed = {
-            name: values.get(name, np.zeros_like(ids)).astype(dtype, copy=False)
+            name: values[name].astype(dtype, copy=False)
+            if name in values
+            else np.zeros_like(ids, dtype)
             for name, dtype in self._inputs.items()
         }
-        output: F32 = self._session.run([self._output], feed)[0]
+        output: F32 = self._session.run(self._outputs, feed)[0]
         if self._pools:
             output = _pool(output, mask, self.settings.pooling)
-        return _unit(output)
+        return output if self._graph_normalises else _unit(output)
 
     def _probe(self) -> F32:
         """Run once, so that what is wrong with a graph shows on load and the first turn is quick."""
@@ -389,6 +396,16 @@ def _pool(tokens: F32, mask: I64, how: str) -> F32:
     kept = mask[:, :, None].astype(np.float32)
     mean: F32 = (tokens * kept).sum(axis=1) / kept.sum(axis=1)
     return mean
+
+
+def _padded(batch: Sequence[list[int]], pad_id: int) -> tuple[I64, I64]:
+    """Token ids of several texts and their mask, each (texts, longest)."""
+    ids = np.full((len(batch), max(map(len, batch))), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, tokens in enumerate(batch):
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+    return ids, mask
 
 
 def _unit(rows: F32) -> F32:

@@ -13,7 +13,6 @@ __all__ = [
     "CONVERSATION_WEIGHT",
     "DEFAULT_ALPHA",
     "DEFAULT_TOP_K",
-    "FOCUS_WEIGHT",
     "KEYWORD_DECAY",
     "KEYWORD_SCALE",
     "best",
@@ -37,9 +36,6 @@ CONVERSATION_TURNS = 3
 CONVERSATION_WEIGHT = 0.8
 # Share of a keyword's weight that is left one turn later.
 KEYWORD_DECAY = 0.5
-
-# DSTC10: what a passage gains when the entity it is about was the last one named.
-FOCUS_WEIGHT = 0.5
 
 
 def fuse(dense: F32, keyword: F32, *, alpha: float) -> F32:

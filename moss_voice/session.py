@@ -32,6 +32,7 @@ from moss_voice.cloud.log import (
     Segment,
     SegmentRef,
     decode_segment,
+    needs_compaction,
     resolve,
 )
 from moss_voice.cloud.store import Cloud
@@ -70,7 +71,15 @@ from moss_voice.types import (
     SearchResult,
 )
 
-__all__ = ["Progress", "Remote", "SessionIndex", "in_worker", "in_writer", "submit"]
+__all__ = [
+    "Progress",
+    "Remote",
+    "SessionIndex",
+    "in_worker",
+    "in_writer",
+    "normalised",
+    "submit",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -309,6 +318,11 @@ class SessionIndex:
         return self._embedder
 
     @property
+    def dim(self) -> int | None:
+        """Numbers per vector; None while the first document of the model `custom` is awaited."""
+        return self._index.dim if self._index is not None else None
+
+    @property
     def version(self) -> int:
         """The version in the cloud that this copy comes from; 0 before the first push."""
         return self._commit.version if self._commit is not None else 0
@@ -452,19 +466,33 @@ class SessionIndex:
         self._check_open()
         return await in_worker(self.remove, _ids(doc_ids))
 
-    def remove(self, doc_ids: Sequence[str]) -> int:
-        """Delete documents; synchronous, for code that is on a worker already."""
+    def remove(self, doc_ids: Sequence[str], *, written_at: int | None = None) -> int:
+        """Delete documents; synchronous, for code that is on a worker already.
+
+        Args:
+            doc_ids: Unknown ids are passed over.
+            written_at: Milliseconds: when they were deleted, now where None. Documents written later
+                stay.
+
+        Returns:
+            How many were deleted.
+        """
         with self._write:
             self._check_open()
-            gone = self._index.delete(doc_ids) if self._index is not None else []
+            if self._index is None:
+                return 0
+            if written_at is not None:
+                known = self._index.written_at(doc_ids)
+                doc_ids = [id_ for id_, at in known.items() if at <= written_at]
+            gone = self._index.delete(doc_ids)
             if gone:
                 self._edits += 1
-                self._mark_deleted(gone)
+                self._mark_deleted(gone, written_at)
         return len(gone)
 
-    def _mark_deleted(self, ids: Collection[str]) -> None:
+    def _mark_deleted(self, ids: Collection[str], written_at: int | None = None) -> None:
         self._changes += 1
-        at = self._stamp()
+        at = self._stamp() if written_at is None else written_at
         for id_ in ids:
             self._unpushed.pop(id_, None)
             self._deleted[id_] = (self._changes, at)
@@ -586,6 +614,12 @@ class SessionIndex:
         """Return all documents in order; synchronous, for code that is on a worker already."""
         return self._index.get() if self._index is not None else []
 
+    def vectors_of(self, ids: Sequence[str]) -> F32:
+        """Return the stored unit rows of known ids; synchronous, for code that is on a worker already."""
+        if self._index is None:
+            return np.empty((0, 0), np.float32)
+        return self._index.vectors_of(ids)
+
     async def _vectors_for(self, docs: Sequence[DocumentInfo], on_progress: Progress | None) -> F32:
         if self._embedder is None:
             missing = [doc.id for doc in docs if doc.embedding is None]
@@ -662,6 +696,7 @@ class SessionIndex:
             loaded = await _fetch(self._remote, pushed.commit) if merged else None
             await in_worker(self._pushed, pushed.commit, delta, loaded)
             await self._report(pushed.commit)
+            await self._tidy(pushed.commit)
             return PushIndexResult(
                 job_id=pushed.commit.job_id,
                 index_name=self._name,
@@ -671,6 +706,21 @@ class SessionIndex:
                 uploaded_bytes=pushed.uploaded_bytes,
                 merged_from=pushed.merged_from,
             )
+
+    async def _tidy(self, commit: Commit) -> None:
+        """Join the cloud's small segments and remove what nobody needs, now and then.
+
+        The base of this session stays valid: a compaction is no change of the documents.
+        """
+        if not needs_compaction(commit):
+            return
+        cloud, project = self._remote.cloud, self._remote.project
+        try:
+            await cloud.compact(project, self._name, load=self._read_segment)
+            await cloud.collect(project, self._name)
+        except MossError as error:
+            # The push itself stands, and the next one tries again.
+            logger.warning("index %r was not compacted: %s", self._name, error.code)
 
     async def _report(self, commit: Commit) -> None:
         """Store the job of a push, so that any process can ask for it."""
@@ -765,6 +815,7 @@ class SessionIndex:
             )
         if head.model_id != self._model_id:
             await self._adopt_model(head)
+        self._check_fits(head)
         loaded = await _fetch(self._remote, head)
         source = _Source(
             index_name,
@@ -786,6 +837,17 @@ class SessionIndex:
         with self._write:
             self._embedder, self._model_id = embedder, head.model_id
             self._index = None if embedder is None else Index(embedder.dim)
+
+    def _check_fits(self, head: Commit) -> None:
+        if head.model_id != self._model_id:
+            raise ModelMismatchError(
+                f"index {head.index!r} now belongs to model {head.model_id!r}; load it anew"
+            )
+        if self.dim not in (None, head.dim):
+            raise ModelMismatchError(
+                f"index {head.index!r} has {head.dim} numbers per vector, not {self.dim} like this"
+                " session"
+            )
 
     def _take_in(self, source: _Source, loaded: _Loaded) -> None:
         """Bring a loaded version into this session: what changed in it since the version before."""
@@ -870,10 +932,7 @@ class SessionIndex:
         known = self.version if source.name == self._name else source.version
         if head is None or head.deleted or head.version <= known:
             return False
-        if head.model_id != self._model_id:
-            raise ModelMismatchError(
-                f"index {source.name!r} now belongs to model {head.model_id!r}; load it anew"
-            )
+        self._check_fits(head)
         loaded = await _fetch(self._remote, head)
         if self._edits:
             return False
@@ -981,18 +1040,35 @@ def _named(ids: Sequence[str], *, most: int = 5) -> str:
     return ", ".join(map(repr, ids[:most])) + more
 
 
+def normalised(rows: npt.NDArray[np.float64]) -> tuple[F32, npt.NDArray[np.bool_]]:
+    """Bring rows to length one, however large or small their numbers are.
+
+    Args:
+        rows: (n, dim) float64.
+
+    Returns:
+        (n, dim) float32, and which rows could be: those of finite numbers that are not all zero.
+    """
+    peaks = np.abs(rows).max(axis=1, initial=0.0)
+    sound = np.isfinite(peaks) & (peaks > 0.0)
+    scaled = np.where(sound[:, None], rows, 1.0) / np.where(sound, peaks, 1.0)[:, None]
+    unit: F32 = (scaled / np.linalg.norm(scaled, axis=1, keepdims=True)).astype(np.float32)
+    return unit, sound
+
+
 def _unit(values: Sequence[float] | npt.NDArray[Any], dim: int | None) -> F32:
     """Return a query's embedding as a (dim,) float32 unit vector."""
     vector = np.asarray(values, np.float64)
     if vector.size == 0 or (dim is not None and vector.size != dim):
         wanted = f"{dim} numbers" if dim is not None else "numbers"
         raise InvalidArgumentError(f"QueryOptions.embedding: expected {wanted}, got {vector.size}")
-    norm = float(np.linalg.norm(vector)) if np.isfinite(vector).all() else float("nan")
-    if not norm > 0.0 or not np.isfinite(norm):
+    unit, sound = normalised(vector[None, :])
+    if not sound[0]:
         raise InvalidArgumentError(
             "QueryOptions.embedding: expected finite numbers that are not all zero"
         )
-    return (vector / norm).astype(np.float32)
+    first: F32 = unit[0]
+    return first
 
 
 def _unit_rows(docs: Sequence[DocumentInfo], dim: int | None) -> list[F32]:
@@ -1011,15 +1087,13 @@ def _unit_rows(docs: Sequence[DocumentInfo], dim: int | None) -> list[F32]:
             f"embedding: expected {dim or 'at least one'} numbers per document; not so in"
             f" {_named(odd or [docs[0].id])}"
         )
-    rows = np.array([doc.embedding for doc in docs], np.float64)
-    norms = np.linalg.norm(rows, axis=1)
-    sound = np.isfinite(norms) & (norms > 0.0)
+    rows, sound = normalised(np.array([doc.embedding for doc in docs], np.float64))
     if not sound.all():
         odd = [doc.id for doc, is_sound in zip(docs, sound, strict=True) if not is_sound]
         raise InvalidArgumentError(
             f"embedding: expected finite numbers that are not all zero; not so in {_named(odd)}"
         )
-    return list((rows / norms[:, None]).astype(np.float32))
+    return list(rows)
 
 
 def _batch(block: Block) -> Batch:
@@ -1066,6 +1140,7 @@ def _restore(commit: Commit, segments: Sequence[Segment]) -> _Loaded:
             terms = [term_ids(decode_document(line).text) for line in segment.documents]
             postings = Postings.of(terms)
             lengths = np.array([hashes.size for hashes in terms], np.int32)
+        postings.check(lengths)
         blocks.append(
             Block(
                 segment.ids,

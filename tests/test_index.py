@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class Doc:
     @property
     def unit(self) -> F32:
         values = np.array(self.vector)
-        return (values / np.linalg.norm(values)).astype(np.float32)
+        unit: F32 = (values / np.linalg.norm(values)).astype(np.float32)
+        return unit
 
 
 def batch(docs: Sequence[Doc], *, at: int = 1) -> Batch:
@@ -604,12 +606,12 @@ def _write(index: Index, history: _History, n_changes: int) -> None:
         state = dict(history.states[-1])
         some = [str(id_) for id_ in random.choice(RACE_IDS, size=3, replace=False)]
         if random.random() < 0.3:
-            change: Callable[[], object] = lambda some=some: index.delete(some)  # noqa: E731
+            change: Callable[[], object] = partial(index.delete, some)
             for id_ in some:
                 state.pop(id_, None)
         else:
             given_docs = [_version(id_, version) for id_ in some]
-            change = lambda given_docs=given_docs: index.upsert(batch(given_docs))  # noqa: E731
+            change = partial(index.upsert, batch(given_docs))
             state.update(dict.fromkeys(some, version))
         history.states.append(state)
         history.begun += 1

@@ -369,6 +369,14 @@ def test_any_project_and_call_id_is_one_file_below_the_directory(tmp_path: Path,
     assert len(find_journals(tmp_path / "j")) == 2
 
 
+def test_a_shared_folder_shows_each_project_its_own(tmp_path: Path) -> None:
+    """Where a disk ignores case and two projects share a folder, the header decides whose it is."""
+    path = abandoned(tmp_path, HEADER)
+    other = encode_header(Header("ACME", None, "a", "m", 1))
+    (path.parent / "other.journal").write_bytes(other)
+    assert find_journals(tmp_path, project="acme") == [(path, HEADER)]
+
+
 def test_found_oldest_first_and_bad_files_are_told(tmp_path: Path) -> None:
     """Journals come in the order they began; a file that is none of ours is listed and left alone."""
     newer = abandoned(tmp_path, Header("acme", None, "a", "m", 9))

@@ -29,8 +29,8 @@ from moss_voice.call.context import MAX_TOKENS, passage_source, render, turn_sou
 from moss_voice.call.focus import Focus, Names
 from moss_voice.call.journal import Journal, Pushed, Put
 from moss_voice.errors import InvalidArgumentError, MossError, SessionClosedError
-from moss_voice.index import Match
-from moss_voice.session import SessionIndex, in_worker, in_writer, submit
+from moss_voice.index import Match, encode_document
+from moss_voice.session import SessionIndex, in_worker, in_writer, normalised, submit
 from moss_voice.types import (
     CallContext,
     DocumentInfo,
@@ -139,7 +139,8 @@ class CallMemory:
         self._started = now()
         self._writer = secrets.token_hex(3)
         # Guarded by _state, since workers read what the event loop writes.
-        self._state = threading.Lock()
+        # Entered again where a model run is done before its callback is added.
+        self._state = threading.RLock()
         self._turns: dict[str, _Turn] = {}
         self._last_number = 0
         self._vectors: deque[tuple[str, F32]] = deque(maxlen=ranking.CONVERSATION_TURNS + 1)
@@ -149,6 +150,8 @@ class CallMemory:
         self._interims: OrderedDict[str, Future[F32]] = OrderedDict()
         self._next_interim: str | None = None
         self._answers: OrderedDict[object, _Answer] = OrderedDict()
+        # Goes up with each change of what can be recalled: an answer stands for one revision.
+        self._revision = 0
         self._counts = dict.fromkeys(Counters._fields, 0)
         self._durable = journal is not None
         self._order = asyncio.Lock()
@@ -193,9 +196,22 @@ class CallMemory:
             if groups:
                 ids = {value: tuple(of_value) for value, of_value in groups.items()}
                 self._entities.append(_Entities(index, Names(ids)))
+        self._resume_subject()
         # The first turn of a call shall not wait for what every first run sets up.
         if self.session.embedder is not None:
             self.session.embedder.embed_query("hello")
+
+    def _resume_subject(self) -> None:
+        """Take up what the resumed turns were about."""
+        said = [turn for turn in self._turns.values() if not turn.filler]
+        for turn in said:
+            self._focus.heard(self._named(turn.words.split()))
+        recent = [turn.id for turn in said[-ranking.CONVERSATION_TURNS - 1 :]]
+        self._vectors.extend(zip(recent, self.session.vectors_of(recent), strict=True))
+
+    def _named(self, words: Sequence[str]) -> list[str]:
+        """Return the values of the focus fields that some words name."""
+        return [value for entities in self._entities for value in entities.names.find(words)]
 
     def __repr__(self) -> str:
         state = "ended" if self._end is not None else "live"
@@ -276,19 +292,21 @@ class CallMemory:
             return None
         if not text.strip():
             return None
-        with self._state:
-            turn = self._number(id, text, speaker)
-        fields: Metadata = {
-            **(metadata or {}),
-            "turn": turn.number,
-            "speaker": speaker,
-            "at_s": round(self._now() - self._started if at is None else at, 3),
-        }
+        at_s = self._now() - self._started if at is None else float(at)
+        fields: Metadata = {**(metadata or {}), "speaker": speaker, "at_s": round(at_s, 3)}
         if interrupted:
             fields["interrupted"] = True
+        vector = None if embedding is None else tuple(float(x) for x in embedding)
+        # A recogniser's broken characters must not cost the turn.
+        text = text.encode("utf-8", "replace").decode()
+        doc = DocumentInfo(id or "turn", text, fields, vector)
+        self._check_turn(doc)
+        # From here on nothing raises.
+        with self._state:
+            turn = self._number(id, text, speaker)
+        fields["turn"] = turn.number
         if turn.filler:
             fields["filler"] = True
-        vector = None if embedding is None else tuple(float(x) for x in embedding)
         doc = DocumentInfo(turn.id, text, fields, vector)
         task = asyncio.get_running_loop().create_task(self._keep(doc))
         self._hearing_tasks.add(task)
@@ -296,6 +314,16 @@ class CallMemory:
         # A host that cancels its own task at hang-up must not lose the turn with it.
         await asyncio.shield(task)
         return turn.id
+
+    def _check_turn(self, doc: DocumentInfo) -> None:
+        """Raise for a turn that could never be indexed."""
+        encode_document(doc.id, doc.text, doc.metadata, None)
+        if self.session.embedder is None or doc.embedding is not None:
+            vector, dim = _unit(doc), self.session.dim
+            if dim is not None and vector.size != dim:
+                raise InvalidArgumentError(
+                    f"heard: expected an embedding of {dim} numbers, got {vector.size}"
+                )
 
     def _number(self, id_: str | None, text: str, speaker: str) -> _Turn:
         known = self._turns.get(id_) if id_ is not None else None
@@ -311,7 +339,7 @@ class CallMemory:
             spoken.is_filler(text),
         )
         self._turns[turn.id] = turn
-        self._answers.clear()
+        self._revision += 1
         return turn
 
     async def _keep(self, doc: DocumentInfo) -> None:
@@ -323,58 +351,70 @@ class CallMemory:
             )
 
     def _write(self, doc: DocumentInfo, written_at: int) -> None:
-        if self._journal is None or not self._durable:
+        if self._journal is None:
             return
         vector = None if doc.embedding is None else np.array(doc.embedding, np.float32)
         document = {"id": doc.id, "text": doc.text, "metadata": doc.metadata}
         try:
             self._journal.append(Put(document, written_at, vector))
-            self._journal.sync()
+            if self._durable:
+                self._journal.sync()
         except MossError as error:
-            self._durable = False
-            logger.error(
-                "call %r: the journal failed (%s); turns from here on would not survive a crash",
-                self.name,
-                error,
-            )
+            # Said once; later turns are still written, since a disk may have room again and what is
+            # only written survives the death of the process.
+            if self._durable:
+                self._durable = False
+                logger.error(
+                    "call %r: its journal failed and is no longer safe: %s", self.name, error
+                )
 
     def _index(self, doc: DocumentInfo, written_at: int) -> None:
         with self._state:
-            waiting = list(self._unindexed.items())
-        for id_, (earlier, at) in [*waiting, (doc.id, (doc, written_at))]:
-            try:
-                self._index_one(earlier, at)
-            except Exception as error:  # noqa: BLE001 - the host must not hear of it
-                with self._state:
-                    self._unindexed[id_] = (earlier, at)
-                    self._counts["failed"] += 1
-                logger.error(
-                    "call %r: a turn was not indexed (%s) and will be tried again",
-                    self.name,
-                    type(error).__name__,
-                )
-            else:
-                with self._state:
-                    self._unindexed.pop(id_, None)
+            # Of a turn that was corrected meanwhile, the old text is not wanted any more.
+            self._unindexed.pop(doc.id, None)
+        self._index_waiting()
+        self._try_to_index(doc, written_at)
+
+    def _index_waiting(self) -> None:
+        with self._state:
+            waiting = list(self._unindexed.values())
+        for doc, written_at in waiting:
+            self._try_to_index(doc, written_at)
+
+    def _try_to_index(self, doc: DocumentInfo, written_at: int) -> None:
+        try:
+            self._index_one(doc, written_at)
+        except Exception as error:  # noqa: BLE001 - the host must not hear of it
+            with self._state:
+                self._unindexed[doc.id] = (doc, written_at)
+                self._counts["failed"] += 1
+            logger.error(
+                "call %r: a turn was not indexed (%s) and will be tried again",
+                self.name,
+                type(error).__name__,
+            )
+        else:
+            with self._state:
+                self._unindexed.pop(doc.id, None)
 
     def _index_one(self, doc: DocumentInfo, written_at: int) -> None:
         embedder = self.session.embedder
-        vector = _unit(doc) if embedder is None else embedder.embed([doc.text])[0]
+        if embedder is None or doc.embedding is not None:
+            vector = _unit(doc)
+        else:
+            vector = embedder.embed([doc.text])[0]
         self.session.put([doc], vector[None, :], written_at=[written_at])
-        named = [
-            value
-            for entities in self._entities
-            for value in entities.names.find(spoken.words(doc.text))
-        ]
+        named = self._named(spoken.words(doc.text))
         with self._state:
             turn = self._turns[doc.id]
+            self._vectors = deque(
+                [(id_, old) for id_, old in self._vectors if id_ != doc.id],
+                maxlen=self._vectors.maxlen,
+            )
             if not turn.filler:
-                self._vectors = deque(
-                    [(id_, old) for id_, old in self._vectors if id_ != doc.id],
-                    maxlen=self._vectors.maxlen,
-                )
                 self._vectors.append((doc.id, vector))
             self._focus.heard(named)
+            self._revision += 1
 
     def hearing(self, partial: str) -> None:
         """Take note of an interim transcript, so that the final need not be embedded anew.
@@ -447,13 +487,13 @@ class CallMemory:
             raise InvalidArgumentError(f"context: expected a top_k of 1 or more, got {top_k}")
         with self._state:
             self._counts["contexts"] += 1
-            turns_known = len(self._turns)
+            revision = self._revision
         if self._end is not None or (embedding is None and spoken.is_filler(text)):
             return self._context(_NOTHING, started, "skipped")
         tokens = self.max_tokens if budget is None else budget
         shown = frozenset(visible)
         given = None if embedding is None else tuple(embedding)
-        key = (spoken.squash(text), shown, tokens, top_k or self.top_k, given, turns_known)
+        key = (spoken.squash(text), shown, tokens, top_k or self.top_k, given, revision)
         with self._state:
             answer = self._answers.get(key)
         if answer is not None:
@@ -558,7 +598,8 @@ class CallMemory:
         words = f" {spoken.squash(text)} "
         current: set[str] = set()
         for turn in reversed(self._turns.values()):
-            if turn.speaker == "agent" or f" {turn.words} " not in words:
+            # A turn without words, such as "...", is held by any.
+            if turn.speaker == "agent" or f" {turn.words or words.strip()} " not in words:
                 break
             current.add(turn.id)
         return frozenset(current)
@@ -678,20 +719,18 @@ class CallMemory:
 
     async def _push(self) -> PushIndexResult:
         async with self._order:
+            # A turn that still cannot be indexed holds nobody up: it stays in the journal.
             await in_worker(self._index_waiting)
             position = self._journal.position if self._journal is not None else 0
+            covered = self._durable and not self._unindexed
         result = await self.session.push_index(on_conflict="merge")
-        if self._journal is not None and self._durable and not self._unindexed:
-            await in_writer(self._journal.append, Pushed(result.version, position))
+        if self._journal is not None and covered:
+            try:
+                await in_writer(self._journal.append, Pushed(result.version, position))
+            except MossError as error:
+                # The push stands; a recovery would push the same turns again, which changes nothing.
+                logger.warning("call %r: the push was not journaled (%s)", self.name, error)
         return result
-
-    def _index_waiting(self) -> None:
-        with self._state:
-            waiting = list(self._unindexed.values())
-        for doc, written_at in waiting:
-            self._index_one(doc, written_at)
-            with self._state:
-                self._unindexed.pop(doc.id, None)
 
     async def end(self) -> PushIndexResult | None:
         """End the call: push its index, then clear the journal.
@@ -719,7 +758,7 @@ class CallMemory:
         result, done = None, True
         if keep and (self._turns or self.session.unpushed):
             result = await self._push_patiently()
-            done = result is not None
+            done = result is not None and not self._unindexed
         with contextlib.suppress(MossError):
             await self.session.close()
         if self._journal is not None:
@@ -759,13 +798,14 @@ def _passage_hit(index: SessionIndex, match: Match) -> Hit:
 
 
 def _unit(doc: DocumentInfo) -> F32:
-    vector = np.array(doc.embedding or (), np.float64)
-    norm = float(np.linalg.norm(vector))
-    if not np.isfinite(norm) or norm <= 0.0:
+    rows, sound = normalised(np.array([doc.embedding or (0.0,)], np.float64))
+    if not sound[0]:
         raise InvalidArgumentError(
-            f"{doc.id!r}: the model 'custom' needs an embedding of finite numbers, not all zero"
+            f"{doc.id!r}: expected an embedding of finite numbers that are not all zero; the model"
+            " 'custom' needs one"
         )
-    return (vector / norm).astype(np.float32)
+    unit: F32 = rows[0]
+    return unit
 
 
 async def _within(run: Future[_T], limit_s: float) -> _T:

@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.text import Text
 
 from moss_voice import demo
-from moss_voice.cli.play import Played, Tally, play, show_tally, show_turn, show_wrapped, turn_id
+from moss_voice.cli.play import (
+    Played,
+    Tally,
+    play,
+    show_rows,
+    show_turn,
+    show_wrapped,
+    tally_rows,
+    turn_id,
+)
 from moss_voice.cli.shell import Pace, Shell, plain
 from moss_voice.cli.specialist import Visit, ask_specialist
 from moss_voice.client import MossClient
@@ -122,11 +131,12 @@ def _ordinal(rank: int) -> str:
 
 def _introduce(out: Console, turns: int, length_s: float, passages: int, indexed_ms: float) -> None:
     out.print(Text("moss_voice: the memory of a voice agent", style="bold"))
-    out.print(
+    about = (
         f"A call of {turns} turns in {length_s / 60:.0f} minutes to Larkline, a telecom company made up"
-        f" for this demo. Its {passages} FAQ passages were indexed in {indexed_ms:.0f} ms, the model loaded included. Everything"
-        " stays on this machine, in a temporary directory."
+        f" for this demo. Its {passages} FAQ passages were indexed in {indexed_ms:.0f} ms, the model"
+        " loaded included. Everything stays on this machine, in a temporary directory."
     )
+    show_wrapped(out, Text(about), head=Text())
     legend = Text(
         "Below each caller's turn: what the agent is reminded of before it replies, from "
     )
@@ -136,7 +146,7 @@ def _introduce(out: Console, turns: int, length_s: float, passages: int, indexed
     legend.append(
         ", with scores; ✓ marks the passage that answers. Turns that the LLM still sees are left out."
     )
-    out.print(legend)
+    show_wrapped(out, legend, head=Text())
     out.print()
 
 
@@ -144,7 +154,7 @@ def _show_push(out: Console, tally: Tally, pushed: PushIndexResult) -> None:
     out.print()
     out.print(Text("The call in numbers", style="bold"))
     size = f"{pushed.doc_count} turns, {pushed.uploaded_bytes / 1000:.0f} kB, as version {pushed.version}"
-    show_tally(out, tally, [("pushed at the end", size)])
+    show_rows(out, [*tally_rows(tally), ("pushed at the end", size)])
 
 
 def _show_specialist(
@@ -156,10 +166,11 @@ def _show_specialist(
 ) -> None:
     out.print()
     out.print(Text("The specialist, another process, takes up the call", style="bold"))
-    out.print(
-        f"  Process {pid} resumed {resumed['docs']} turns by name in {resumed['resume_ms']:.0f} ms"
-        " (the model loaded included), without embedding one of them again, and asks:"
+    about = (
+        f"Process {pid} resumed {resumed['docs']} turns by name in {resumed['resume_ms']:.0f} ms (the"
+        " model loaded included), without embedding one of them again, and asks:"
     )
+    show_wrapped(out, Text(about), head=Text("  "))
     for answer in answers:
         rank = answer["rank"]
         mark = Text("  ✓ ", style="green") if rank else Text("  ✗ ", style="red")

@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len
@@ -27,9 +27,10 @@ __all__ = [
     "Tally",
     "play",
     "show_line",
-    "show_tally",
+    "show_rows",
     "show_turn",
     "show_wrapped",
+    "tally_rows",
     "turn_id",
 ]
 
@@ -327,8 +328,8 @@ def _print_indented(console: Console, line: Text) -> None:
     console.print(Text.assemble(" " * _INDENT, line), soft_wrap=True)
 
 
-def show_tally(console: Console, tally: Tally, more: Iterable[tuple[str, str]] = ()) -> None:
-    """Print the numbers as a table."""
+def tally_rows(tally: Tally) -> list[tuple[str, str]]:
+    """Return the numbers with their names, for people."""
     asked = sum(tally.outcomes.values()) - tally.outcomes["skipped"]
     rows = [("turns remembered", f"{tally.turns}")]
     if tally.calls > 1:
@@ -349,7 +350,11 @@ def show_tally(console: Console, tally: Tally, more: Iterable[tuple[str, str]] =
         rows.append(("embedded before the final came", f"{tally.prefetched} of {asked}"))
     if tally.heard_ms:
         rows.append(("heard(), indexed and on disk", _told(tally.heard_ms)))
-    rows += more
+    return rows
+
+
+def show_rows(console: Console, rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values below each other."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         show_wrapped(console, Text(value, style="bold"), head=Text(f"  {name:<{width}}  "))

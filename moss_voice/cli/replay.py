@@ -16,7 +16,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from moss_voice.calls import CallScript, read_calls
-from moss_voice.cli.play import Played, Tally, play, show_tally, show_turn
+from moss_voice.cli.play import Played, Tally, play, show_rows, show_turn, tally_rows
 from moss_voice.cli.shell import Pace, Shell, plain, where
 from moss_voice.cli.specialist import Visit, ask_specialist
 from moss_voice.client import MossClient
@@ -24,7 +24,7 @@ from moss_voice.cloud.log import decode_segment
 from moss_voice.cloud.store import open_cloud
 from moss_voice.errors import IndexNotFoundError, InvalidArgumentError, MossError
 from moss_voice.faq import read_documents
-from moss_voice.types import DocumentInfo, PushIndexResult
+from moss_voice.types import DocumentInfo, GetDocumentsOptions, PushIndexResult
 
 __all__ = ["Options", "run_replay"]
 
@@ -73,6 +73,7 @@ async def run_replay(shell: Shell, path: Path, options: Options) -> None:
     total, visits, kept = Tally(), list[Visit](), dict[str, int]()
     async with _place(shell, options) as place:
         names = [await _knowledge(shell, place, name, options) for name in options.knowledge]
+        scripts = await _with_known_gold(place, scripts, names)
         with shell.progress("Playing the calls") as moved:
             for done, script in enumerate(scripts):
                 moved(done, len(scripts))
@@ -192,6 +193,23 @@ async def _copy(shell: Shell, place: _Place, name: str) -> None:
     await ours.commit(_PROJECT, first)
 
 
+async def _with_known_gold(
+    place: _Place, scripts: Sequence[CallScript], names: Sequence[str]
+) -> list[CallScript]:
+    """Leave out the passages that answer a turn but are in none of the indexes: no miss of ours."""
+    wanted = sorted({id_ for call in scripts for _, gold in call.knowledge for id_ in gold})
+    known: set[str] = set()
+    for name in names if wanted else ():
+        found = await place.client.get_docs(name, GetDocumentsOptions(doc_ids=wanted))
+        known |= {doc.id for doc in found}
+    return [
+        replace(
+            call, knowledge=tuple((turn, gold) for turn, gold in call.knowledge if known & {*gold})
+        )
+        for call in scripts
+    ]
+
+
 async def _play(
     out: Console | None,
     place: _Place,
@@ -211,8 +229,6 @@ async def _play(
     )
     try:
         async for played in play(call, script, pace=options.pace, visible=options.visible):
-            if not knowledge and played.gold:
-                played = replace(played, gold=())  # noqa: PLW2901 - nothing to find them in
             tally.add(played)
             turns.append(played)
             if out is not None and not options.brief:
@@ -254,7 +270,7 @@ def _show_call_end(
     )
     if not brief:
         out.print()
-        show_tally(out, tally, [("pushed at the end", size)])
+        show_rows(out, [*tally_rows(tally), ("pushed at the end", size)])
         out.print()
         return
     spread = tally.as_json()["context_ms"]
@@ -278,7 +294,7 @@ def _show_end(
     found: int,
 ) -> None:
     out.print(
-        Rule(Text("All calls" if total.calls > 1 else "The call", style="bold"), align="left")
+        Rule(Text("All calls" if total.calls > 1 else "Taken up", style="bold"), align="left")
     )
     calls = told["calls"]
     resume_ms = sum(call["resume_ms"] for call in calls) / len(calls)
@@ -290,7 +306,8 @@ def _show_end(
         ),
         ("found there by the words of a turn", f"{found} of {probed}"),
     ]
-    show_tally(out, total, rows)
+    # One call's numbers have just been printed.
+    show_rows(out, rows if total.calls == 1 and not options.brief else [*tally_rows(total), *rows])
     if options.save:
         cloud = f" --cloud {shell.cloud}" if shell.cloud else ""
         out.print(
