@@ -102,8 +102,7 @@ async def turns(folder: Path, texts: Corpus, *, most_turns: int) -> Row:
             model_ms = run_raw(text)
             if kind == "context_prefetched":
                 call.hearing(text)
-                while not all(run.done() for run in call._interims.values()):  # noqa: SLF001
-                    await asyncio.sleep(0)
+                await asyncio.gather(*map(asyncio.wrap_future, call._interims.values()))  # noqa: SLF001
             started = time.perf_counter()
             if kind == "heard":
                 await call.heard(text)

@@ -94,10 +94,11 @@ class MossClient:
         self._project_key = project_key or os.environ.get("MOSS_PROJECT_KEY") or None
         self._authenticator = authenticator
         where = cloud if cloud is not None else os.environ.get("MOSS_VOICE_CLOUD") or None
-        self._where = None if where is None else str(where)
+        # Absolute, so that a journal names the same cloud from wherever it is recovered.
+        self._where = None if where is None else _absolute(str(where))
         data = Path(platformdirs.user_data_dir("moss_voice", appauthor=False))
         cache = Path(platformdirs.user_cache_dir("moss_voice", appauthor=False))
-        self._cache_path = cache / "segments" if cache_path is None else Path(cache_path)
+        self._cache_path = cache if cache_path is None else Path(cache_path)
         self._journal_path = data / "journal" if journal_path is None else Path(journal_path)
         self._opening: asyncio.Task[Remote] | None = None
         self._loaded: dict[str, SessionIndex] = {}
@@ -514,6 +515,10 @@ class MossClient:
                 if job.status in ("completed", "failed"):
                     return job
                 await asyncio.sleep(_POLL_S)
+
+
+def _absolute(where: str) -> str:
+    return where if "://" in where else str(Path(where).expanduser().absolute())
 
 
 def _mutation(pushed: PushIndexResult) -> MutationResult:

@@ -39,7 +39,7 @@ Bool = npt.NDArray[np.bool_]
 
 # What the graph and the keywords each propose before the exact scores decide. With fewer, a document
 # that is good in both but best in neither is missed.
-CANDIDATES: Final = 100
+CANDIDATES: Final = 64
 # Tombstones are swept out when they outnumber the living, but not for a handful.
 SWEEP_ROWS: Final = 1024
 
@@ -77,7 +77,7 @@ def encode_document(id: str, text: str, metadata: Metadata | None, payload: Any)
 
 def decode_document(line: bytes) -> StoredDocument:
     """Read back what `encode_document` wrote."""
-    fields = json.loads(line)
+    fields = json.loads(line.decode())  # bytes would have their encoding guessed first
     return StoredDocument(
         fields["id"], fields["text"], fields.get("metadata"), fields.get("payload")
     )
@@ -129,14 +129,21 @@ class Match(NamedTuple):
     """A row that a search found.
 
     Attributes:
+        line: The encoded document.
         score: In [0, 1]: the cosine mapped, or the share of the best keyword score at alpha 0.
         fused: What it was ranked by; comparable within one search only.
     """
 
     row: int
-    document: StoredDocument
+    id: str
+    line: bytes
     score: float
     fused: float
+
+    @property
+    def document(self) -> StoredDocument:
+        """The document, decoded anew each time: of many candidates only the best are looked at."""
+        return decode_document(self.line)
 
 
 class _Column:
@@ -233,6 +240,14 @@ class _Generation(NamedTuple):
             mask = mask.copy()
             mask[list(self.rows(exclude).values())] = False
         return mask
+
+
+class Words(NamedTuple):
+    """The keyword half of a search: rows of one generation that share a word, and their scores."""
+
+    generation: _Generation
+    rows: I64
+    scores: F32
 
 
 class Index:
@@ -393,11 +408,17 @@ class Index:
         living = now.rows(ids)
         return np.array([living[id_] for id_ in ids if id_ in living], np.int64)
 
+    def words(self, terms: Mapping[int, float] | I64) -> Words:
+        """Do the keyword half of a search, which needs no vector yet; see `search`."""
+        now = self._generation
+        rows, scores = now.matter.keywords.scores(terms, n_rows=now.n_rows, alive=now.alive)
+        return Words(now, rows, scores)
+
     def search(
         self,
         *,
         vector: F32 | None,
-        terms: Mapping[int, float] | I64 | None,
+        terms: Mapping[int, float] | I64 | Words | None,
         top_k: int,
         alpha: float,
         condition: Filter | None = None,
@@ -409,7 +430,8 @@ class Index:
 
         Args:
             vector: (dim,) float32 unit vector; None only at alpha 0.
-            terms: The query's term hashes, or their weights; None only at alpha 1.
+            terms: The query's term hashes, or their weights, or what `words` made of them: then the
+                search is of that moment's documents. None only at alpha 1.
             top_k: The most to return.
             alpha: See `ranking.fuse`.
             condition: Only documents that pass are ranked.
@@ -422,7 +444,7 @@ class Index:
             no word with the query. Exact while the index is small or the filter leaves few rows; else
             the graph and the keywords propose candidates, which are scored exactly.
         """
-        now = self._generation
+        now = terms.generation if isinstance(terms, Words) else self._generation
         allowed = now.allowed(condition, exclude)
         n_allowed = int(np.count_nonzero(allowed))
         if n_allowed == 0 or top_k < 1:
@@ -430,7 +452,7 @@ class Index:
 
         words, scores = np.empty(0, np.int64), np.empty(0, np.float32)
         if alpha < 1.0 and terms is not None and len(terms):
-            words, scores = now.matter.keywords.scores(terms, n_rows=now.n_rows, alive=now.alive)
+            _, words, scores = terms if isinstance(terms, Words) else self.words(terms)
             passing = allowed[words]
             words, scores = words[passing], scores[passing]
         boosted = {row: boost[id_] for id_, row in now.rows(boost).items()} if boost else {}
@@ -459,7 +481,8 @@ class Index:
         return [
             Match(
                 row := int(at if rows is None else rows[at]),
-                decode_document(now.matter.documents[row]),
+                now.matter.ids[row],
+                now.matter.documents[row],
                 float(score[at]),
                 float(fused[at]),
             )
@@ -486,16 +509,20 @@ class Index:
         if now.graph is None:
             return None
         wanted = max(CANDIDATES, 4 * top_k)
-        near, _ = now.graph.search(vector, min(wanted, now.graph.n_rows))
-        near = near[allowed[near]]
-        tail = np.arange(now.graph.n_rows, now.n_rows)
-        tail = tail[allowed[tail]]
-        if near.size + tail.size < min(n_allowed, 2 * top_k) or wanted > now.graph.n_rows:
+        near = now.graph.near(vector, min(wanted, now.graph.n_rows))
+        chosen = np.zeros(now.n_rows, np.bool_)
+        chosen[near] = True
+        chosen[now.graph.n_rows :] = True
+        chosen &= allowed
+        if np.count_nonzero(chosen) < min(n_allowed, 2 * top_k) or wanted > now.graph.n_rows:
             return None
         if words.size > wanted:
             words = words[np.argpartition(scores, words.size - wanted)[words.size - wanted :]]
-        extra = np.array([row for row in boosted if allowed[row]], np.int64)
-        return np.unique(np.concatenate([near, tail, words, extra]))
+        chosen[words] = True
+        if boosted:
+            rows = np.fromiter(boosted, np.int64, len(boosted))
+            chosen[rows[allowed[rows]]] = True
+        return np.flatnonzero(chosen)
 
     @property
     def wants_graph(self) -> bool:
@@ -601,7 +628,8 @@ def _keyword_matches(
     return [
         Match(
             row := int(rows[at]),
-            decode_document(now.matter.documents[row]),
+            now.matter.ids[row],
+            now.matter.documents[row],
             float(share[at]),
             float(fused[at]),
         )

@@ -52,6 +52,7 @@ from moss_voice.index import (
     Index,
     Match,
     StoredDocument,
+    Words,
     decode_document,
     encode_document,
 )
@@ -117,6 +118,15 @@ if hasattr(os, "register_at_fork"):
 def submit(function: Callable[..., T], *args: object) -> Future[T]:
     """Start a function on our pool, from any thread."""
     return _pool("work", max(2, min(4, os.cpu_count() or 2))).submit(function, *args)
+
+
+def submit_aside(function: Callable[..., T], *args: object) -> Future[T]:
+    """Start something short beside the work pool, whose threads may wait for it.
+
+    For what can be done while the model runs, which leaves the interpreter to others. The function
+    must not wait for the pools itself.
+    """
+    return _pool("aside", 2).submit(function, *args)
 
 
 async def in_worker(function: Callable[..., T], *args: object) -> T:
@@ -581,10 +591,14 @@ class SessionIndex:
             min_score=options.min_score,
         )
 
+    def words(self, terms: Mapping[int, float]) -> Words | None:
+        """Do the keyword half of `find`, which needs no vector yet; None without documents."""
+        return self._index.words(terms) if self._index is not None else None
+
     def find(
         self,
         vector: F32 | None,
-        terms: Mapping[int, float] | I64,
+        terms: Mapping[int, float] | I64 | Words,
         *,
         top_k: int,
         alpha: float = ranking.DEFAULT_ALPHA,

@@ -1,13 +1,14 @@
 """What callers pass and get.
 
 Plain validated values: what is passed in can be built with positional or keyword arguments, what is
-returned is frozen. A value that fails validation raises `pydantic.ValidationError` (a `ValueError`)
+returned is frozen, and not validated again. A value that fails validation raises `pydantic.ValidationError` (a `ValueError`)
 that names the field and never quotes the value, since values are transcripts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass as plain
 from dataclasses import field
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -118,7 +119,7 @@ class MutationOptions:
     upsert: bool = True
 
 
-@dataclass(config=_CONFIG, frozen=True)
+@plain(frozen=True, slots=True)
 class QueryResultDocumentInfo:
     """A document found by a query; `score` is in [0, 1], higher is better."""
 
@@ -130,7 +131,7 @@ class QueryResultDocumentInfo:
     index_name: str
 
 
-@dataclass(config=_CONFIG, frozen=True)
+@plain(frozen=True, slots=True)
 class SearchResult:
     """The documents found, best first."""
 
@@ -140,7 +141,7 @@ class SearchResult:
     time_taken_ms: float
 
 
-@dataclass(config=_CONFIG, frozen=True)
+@plain(frozen=True, slots=True)
 class PushIndexResult:
     """What a push did.
 
@@ -160,7 +161,7 @@ class PushIndexResult:
     merged_from: int | None = None
 
 
-@dataclass(config=_CONFIG, frozen=True)
+@plain(frozen=True, slots=True)
 class MutationResult:
     """What a change of a cloud index did; `doc_count` is the index's count after it."""
 
@@ -169,7 +170,7 @@ class MutationResult:
     doc_count: int
 
 
-@dataclass(config=_CONFIG, frozen=True)
+@plain(frozen=True, slots=True)
 class IndexInfo:
     """An index in the cloud."""
 
@@ -183,7 +184,7 @@ class IndexInfo:
     model: str
 
 
-@dataclass(config=_CONFIG, frozen=True)
+@plain(frozen=True, slots=True)
 class JobStatusResponse:
     """How far a job has come; `progress` is in [0, 1]."""
 
@@ -197,7 +198,7 @@ class JobStatusResponse:
     completed_at: datetime | None
 
 
-@dataclass(config=_CONFIG, frozen=True)
+@plain(frozen=True, slots=True)
 class Hit:
     """A turn of the call or a knowledge passage, recalled for a reply.
 
@@ -215,7 +216,7 @@ class Hit:
     metadata: Metadata = field(default_factory=dict)
 
 
-@dataclass(config=_CONFIG, frozen=True)
+@plain(frozen=True, slots=True)
 class CallContext:
     """What to put before the last user message for one reply; `text` is empty where nothing is.
 
@@ -235,7 +236,7 @@ class CallContext:
     prefetched: bool = False
 
 
-@dataclass(config=_CONFIG, frozen=True)
+@plain(frozen=True, slots=True)
 class RecoveredCall:
     """What became of a journal that a dead process left.
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -85,11 +84,7 @@ def test_meaning_is_found(embedder: OnnxEmbedder) -> None:
 
 
 def test_rows_are_those_of_the_published_model() -> None:
-    """int8 stays near what sentence-transformers gives for the same weights in float32.
-
-    The golden rows were computed by the float32 graph of tools/build_minilm.py, whose STS-B score is the
-    published one.
-    """
+    """int8 stays near float32: golden rows that the float32 graph of tools/build_minilm.py gave."""
     golden = np.load(ROOT / "tests" / "golden" / "minilm-fp32.npz", allow_pickle=False)
     fresh = OnnxEmbedder.load(BUNDLED, model_id="moss-minilm")
     texts = [str(text) for text in golden["texts"]]
@@ -100,9 +95,9 @@ def test_a_text_alone_is_the_text_in_a_batch() -> None:
     """A row does not depend on what else is embedded in the same call, in any order."""
     one = OnnxEmbedder.load(BUNDLED, model_id="m", cache_texts=0)
     alone = np.concatenate([one.embed([text]) for text in TEXTS])
-    assert cosines(one.embed(TEXTS), alone).min() > 0.999
-    assert cosines(one.embed(TEXTS[::-1])[::-1], alone).min() > 0.999
-    assert cosines(one.embed(TEXTS, threads=2), alone).min() > 0.999
+    assert cosines(one.embed(TEXTS), alone).min() > 0.9999
+    assert cosines(one.embed(TEXTS[::-1])[::-1], alone).min() > 0.9999
+    assert cosines(one.embed(TEXTS, threads=2), alone).min() > 0.9999
 
 
 def test_padding_changes_nothing() -> None:
@@ -111,7 +106,7 @@ def test_padding_changes_nothing() -> None:
     short, long = one._tokens("Where is my parcel?"), one._tokens("word " * 26)
     assert len(long) >= 4 * len(short)
     together = one._run([short, long])
-    assert cosines(together[:1], one._run([short]))[0] > 0.999
+    assert cosines(together[:1], one._run([short]))[0] > 0.9999
 
 
 def test_what_is_too_long_is_cut_at_256_tokens(embedder: OnnxEmbedder) -> None:
@@ -182,7 +177,7 @@ def test_threads_get_what_one_caller_gets(embedder: OnnxEmbedder) -> None:
         rows = fresh.embed([TEXTS[i] for i in order])
         single = fresh.embed_query(TEXTS[order[0]])
         return bool(
-            cosines(rows, expected[order]).min() > 0.999 and single @ expected[order[0]] > 0.999
+            cosines(rows, expected[order]).min() > 0.999 and single @ expected[order[0]] > 0.9999
         )
 
     with ThreadPoolExecutor(6) as pool:
@@ -191,30 +186,28 @@ def test_threads_get_what_one_caller_gets(embedder: OnnxEmbedder) -> None:
 
 def test_other_threads_go_on_during_a_run(embedder: OnnxEmbedder) -> None:
     """The model runs outside the interpreter's lock: another thread counts on meanwhile."""
-    stop = threading.Event()
-    count = 0
+    gate = threading.Event()
+    went_on: list[bool] = []
 
-    def tick() -> None:
-        nonlocal count
-        while not stop.is_set():
-            count += 1
+    def other() -> None:
+        gate.wait()
+        went_on.append(True)
 
     ids = np.full((16, 256), 2000, dtype=np.int64)
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    thread = threading.Thread(target=other)
+    thread.start()
     interval = sys.getswitchinterval()
-    thread = threading.Thread(target=tick)
-    # The running thread is not made to give way, so only a released lock lets the other one count.
+    # A thread that runs is not made to give way, so only a lock given up lets the other one go on.
     sys.setswitchinterval(1000)
     try:
-        thread.start()
-        before = count
+        gate.set()
         embedder._session.run(None, feed)
-        after = count
+        seen = bool(went_on)
     finally:
         sys.setswitchinterval(interval)
-        stop.set()
         thread.join()
-    assert after > before
+    assert seen
 
 
 def test_importing_costs_no_onnxruntime() -> None:
@@ -238,7 +231,7 @@ def test_batches_hold_each_text_once_with_little_padding(lengths: list[int]) -> 
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         padded = max(lengths[i] for i in batch) * len(batch)
-        assert len(batch) == 1 or padded <= 512
+        assert len(batch) == 1 or padded <= 256
         assert padded - sum(lengths[i] for i in batch) <= 0.1 * padded
 
 
@@ -252,6 +245,10 @@ def test_it_is_an_embedder_that_tells_its_state(embedder: OnnxEmbedder) -> None:
 # -- foreign graphs, built here
 
 
+TABLE = np.arange(1, 33, dtype=np.float32).reshape(8, 4) ** 2
+A, B, QUERY, DOC = (TABLE[i] for i in (2, 3, 5, 6))
+
+
 def tiny(
     directory: Path,
     *,
@@ -262,27 +259,26 @@ def tiny(
 ) -> Path:
     """Write a model of 8 words whose token vectors are rows of a table, with its tokenizer."""
     directory.mkdir(parents=True, exist_ok=True)
-    table = np.arange(1, 33, dtype=np.float32).reshape(8, 4) ** 2
     nodes = [helper.make_node("Gather", ["table", "input_ids"], ["tokens"])]
     if output == "sentence_embedding":
         nodes.append(helper.make_node("ReduceMean", ["tokens", "axis"], [output], keepdims=0))
     else:
         nodes.append(helper.make_node("Identity", ["tokens"], [output]))
-    dims = ["n", 4] if output == "sentence_embedding" else ["n", "t", 4]
+    dims: list[str | int | None] = ["n", 4] if output == "sentence_embedding" else ["n", "t", 4]
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info(name, dtype, ["n", "t"]) for name in inputs],
         [helper.make_tensor_value_info(output, TensorProto.FLOAT, dims)],
         [
-            numpy_helper.from_array(table, "table"),
+            numpy_helper.from_array(TABLE, "table"),
             numpy_helper.from_array(np.array([1], dtype=np.int64), "axis"),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     (directory / "model.onnx").write_bytes(model.SerializeToString())
     vocabulary = {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "c": 4, "query": 5, "doc": 6, "z": 7}
-    tokenizer = {
+    tokenizer: dict[str, object] = {
         "version": "1.0",
         "truncation": None,
         "padding": {
@@ -312,17 +308,15 @@ def unit(row: F32) -> F32:
     return np.asarray(row / np.linalg.norm(row), dtype=np.float32)
 
 
-TABLE = np.arange(1, 33, dtype=np.float32).reshape(8, 4) ** 2
-A, B, QUERY, DOC = (TABLE[i] for i in (2, 3, 5, 6))
 CLS = {"1_Pooling/config.json": {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}}
 
 
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({}, lambda: (A + B) / 2),
-        (CLS, lambda: A),
-        ({"1_Pooling/config.json": {"pooling_mode": "cls"}}, lambda: A),
+        ({}, (A + B + TABLE[4]) / 3),
+        (CLS, A),
+        ({"1_Pooling/config.json": {"pooling_mode": "cls"}}, A),
         (
             {
                 "modules.json": [
@@ -331,25 +325,22 @@ CLS = {"1_Pooling/config.json": {"pooling_mode_cls_token": True, "pooling_mode_m
                 ],
                 "other/config.json": {"pooling_mode_cls_token": True},
             },
-            lambda: A,
+            A,
         ),
-        ({"sentence_bert_config.json": {"max_seq_length": 1}}, lambda: A),
-        ({"tokenizer_config.json": {"model_max_length": 1e30}}, lambda: (A + B) / 2),
+        ({"sentence_bert_config.json": {"max_seq_length": 2}}, (A + B) / 2),
+        ({"tokenizer_config.json": {"model_max_length": 1e30}}, (A + B + TABLE[4]) / 3),
         (
             {"config_sentence_transformers.json": {"prompts": {"document": "doc "}}},
-            lambda: (DOC + A + B) / 3,
+            (DOC + A + B + TABLE[4]) / 4,
         ),
     ],
 )
 def test_settings_come_from_the_models_own_files(
-    tmp_path: Path, files: dict[str, object], expected: Callable[[], F32]
+    tmp_path: Path, files: dict[str, object], expected: F32
 ) -> None:
     """Pooling, maximum length and prompts are those of the sentence-transformers files."""
-    if files.get("sentence_bert_config.json") == {"max_seq_length": 1}:
-        files = {"sentence_bert_config.json": {"max_seq_length": 2}}
-        expected = lambda: (A + B) / 2  # noqa: E731
     one = OnnxEmbedder.load(tiny(tmp_path, files=files), model_id="tiny")
-    assert one.embed(["a b"])[0] == pytest.approx(unit(expected()), abs=1e-6)
+    assert one.embed(["a b c"])[0] == pytest.approx(unit(expected), abs=1e-6)
 
 
 def test_a_query_prompt_is_for_queries_only(tmp_path: Path) -> None:
@@ -410,11 +401,24 @@ def test_a_graph_that_is_no_text_model_is_a_load_error(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="pixels"):
         OnnxEmbedder.load(tiny(tmp_path / "a", inputs=("input_ids", "pixels")), model_id="t")
     graph = onnx.load(tiny(tmp_path / "b") / "model.onnx")
-    graph.graph.initializer[0].dims[0] = 2
-    graph.graph.initializer[0].raw_data = graph.graph.initializer[0].raw_data[:32]
+    graph.graph.initializer[0].dims[0] = 1
+    graph.graph.initializer[0].raw_data = graph.graph.initializer[0].raw_data[:16]
     (tmp_path / "b" / "model.onnx").write_bytes(graph.SerializeToString())
     with pytest.raises(ModelLoadError, match="does not run"):
         OnnxEmbedder.load(tmp_path / "b", model_id="t")
+
+
+def test_a_run_that_fails_is_our_error_without_the_text(tmp_path: Path) -> None:
+    """A graph that breaks on some texts raises our error, which tells the shape and not the text."""
+    graph = onnx.load(tiny(tmp_path) / "model.onnx")
+    graph.graph.initializer[0].dims[0] = 7
+    graph.graph.initializer[0].raw_data = graph.graph.initializer[0].raw_data[: 7 * 16]
+    (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
+    one = OnnxEmbedder.load(tmp_path, model_id="seven words")
+    assert one.embed(["doc"]).shape == (1, 4)
+    with pytest.raises(ModelLoadError, match=r"seven words.*\(1, 2\)") as caught:
+        one.embed(["z secret"])
+    assert "secret" not in str(caught.value)
 
 
 def test_missing_files_are_not_found_errors(tmp_path: Path) -> None:
@@ -426,10 +430,10 @@ def test_missing_files_are_not_found_errors(tmp_path: Path) -> None:
     (directory / "model.onnx").rename(directory / "onnx" / "model.onnx")
     assert OnnxEmbedder.load(directory, model_id="t").dim == 4
     (directory / "tokenizer.json").unlink()
-    with pytest.raises(ModelNotFoundError, match="tokenizer.json"):
+    with pytest.raises(ModelNotFoundError, match=r"tokenizer\.json"):
         OnnxEmbedder.load(directory, model_id="t")
     (directory / "onnx" / "model.onnx").unlink()
-    with pytest.raises(ModelNotFoundError, match="model.onnx"):
+    with pytest.raises(ModelNotFoundError, match=r"model\.onnx"):
         OnnxEmbedder.load(directory, model_id="t")
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,29 +78,24 @@ def _replay(*args: str | Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def test_every_call_is_played_pushed_and_resumed(calls: Path, faq: Path) -> None:
-    """Blank turns and actions are told but not remembered; another process has all the others."""
+    """Blank turns and actions are told but not remembered; another process has all the others.
+
+    A passage that is in none of the indexes is no miss.
+    """
     played, summary = _replay(calls, "--knowledge", faq)
     assert [call["call"] for call in played] == ["order-1", "order-2"]
     assert [call["timing"] for call in played] == ["synthetic", "synthetic"]
     first = played[0]
     assert [turn["number"] for turn in first["turns"]] == [1, 2, 3, None, None, 4]
     assert first["push"]["doc_count"] == 4
+    assert first["turns"][5]["found_gold"] is True
+    assert "gold" not in first["turns"][1]
     assert played[1]["turns"][1]["interrupted"] is True
     assert summary["calls"] == 2
     assert summary["turns"] == 6
+    assert summary["knowledge"] == {"turns": 1, "found": 1}
     assert summary["specialist"]["resumed"] == 2
     assert summary["specialist"]["found"] == summary["specialist"]["asked"] == 2
-
-
-def test_knowledge_is_judged_where_it_can_be_found(calls: Path, faq: Path) -> None:
-    """A passage that is in none of the indexes is no miss; without knowledge nothing is judged."""
-    played, summary = _replay(calls, "--knowledge", faq)
-    assert summary["knowledge"] == {"turns": 1, "found": 1}
-    turns = played[0]["turns"]
-    assert turns[5]["found_gold"] is True
-    assert "gold" not in turns[1]
-    _, summary = _replay(calls)
-    assert "knowledge" not in summary
 
 
 def test_nothing_is_kept_unless_asked(calls: Path, faq: Path, tmp_path: Path) -> None:
@@ -122,9 +123,11 @@ def test_save_keeps_the_calls_and_can_be_repeated(calls: Path, faq: Path, tmp_pa
 
 
 def test_calls_are_chosen(calls: Path) -> None:
-    """--call plays one, --limit the first ones."""
+    """--call plays one, --limit the first ones; without knowledge no passage is judged."""
     assert [call["call"] for call in _replay(calls, "--call", "order-2")[0]] == ["order-2"]
-    assert [call["call"] for call in _replay(calls, "--limit", "1")[0]] == ["order-1"]
+    played, summary = _replay(calls, "--limit", "1")
+    assert [call["call"] for call in played] == ["order-1"]
+    assert "knowledge" not in summary
 
 
 def test_text_tells_each_turn_or_each_call(
@@ -141,6 +144,37 @@ def test_text_tells_each_turn_or_each_call(
     for text in (full, brief):
         assert "2 of 2 with every turn" in text
         assert max(map(len, text.splitlines())) <= 80
+
+
+def test_results_stay_on_stdout_while_a_bar_is_shown(calls: Path, faq: Path) -> None:
+    """With a terminal for stderr alone, stdout still holds every line of JSON, and nothing else."""
+    ours, theirs = pty.openpty()
+    shown = bytearray()
+
+    def watch() -> None:
+        # A terminal that nobody reads from makes its writer wait; one without a writer is an error.
+        with contextlib.suppress(OSError):
+            while block := os.read(ours, 1 << 16):
+                shown.extend(block)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        replayed = subprocess.run(
+            [sys.executable, "-m", "moss_voice.cli", "replay", calls, "--json", "--knowledge", faq],
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm-256color"},
+            timeout=60,
+            check=True,
+        )
+    finally:
+        os.close(theirs)
+        watcher.join()
+        os.close(ours)
+    assert b"Playing the calls" in shown
+    rows = [json.loads(line) for line in replayed.stdout.splitlines()]
+    assert [row["kind"] for row in rows] == ["call", "call", "summary"]
 
 
 @pytest.mark.parametrize(
@@ -175,19 +209,20 @@ def test_quantiles_are_values_that_were_measured() -> None:
     assert Tally().as_json()["context_ms"] is None
 
 
-def test_development_calls_replay(data_dir: Path) -> None:
+def test_development_calls_replay(data_dir: Path, tmp_path: Path) -> None:
     """Real calls of three kinds: every turn said is resumed, every context is answered."""
-    path = data_dir / "calls" / "calls.dev.jsonl"
-    scripts = {script.id: script for script in read_calls(path)}
-    for id_ in list(scripts)[::20]:
-        played, summary = _replay(path, "--call", id_)
-        said = [turn for turn in scripts[id_].spoken if turn.text.strip()]
-        assert [turn["text"] for turn in played[0]["turns"] if turn["number"]] == [
-            turn.text for turn in said
+    lines = (data_dir / "calls" / "calls.dev.jsonl").read_text(encoding="utf-8").splitlines()
+    path = tmp_path / "calls.jsonl"
+    path.write_text("\n".join(lines[::20]), encoding="utf-8")
+    played, summary = _replay(path)
+    scripts = list(read_calls(path))
+    assert [call["call"] for call in played] == [script.id for script in scripts]
+    assert len(scripts) == summary["specialist"]["resumed"] == 3
+    for call, script in zip(played, scripts, strict=True):
+        assert [turn["text"] for turn in call["turns"] if turn["number"]] == [
+            turn.text for turn in script.spoken if turn.text.strip()
         ]
-        assert summary["turns"] == len(said)
-        assert summary["specialist"]["resumed"] == 1
-        assert set(summary["outcomes"]) <= {"ok", "skipped"}
+    assert set(summary["outcomes"]) <= {"ok", "skipped"}
 
 
 @pytest.mark.slow

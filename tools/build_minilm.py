@@ -49,7 +49,8 @@ COPIED = (
 
 LAYERS, HEADS, WIDTH = 6, 12, 384
 MAX_TOKENS = 256
-OPSET, IR_VERSION = 23, 10
+# What onnxruntime 1.20 knows: voice frameworks pin old versions of it.
+OPSET, IR_VERSION = 20, 10
 CONTRIB = "com.microsoft"
 # Tensors of this size and more go into the mapped file; norms and biases stay in the graph.
 MAPPED_BYTES = 65_536
@@ -109,6 +110,8 @@ def int8_columns(weight: F32) -> tuple[npt.NDArray[np.int8], F32]:
 class MiniLM:
     """Writes the encoder, either in float32 (the reference) or in int8.
 
+    Inside, tensors are (tokens, batch, width).
+
     Args:
         weights: The published tensors.
         ranges: By product name what calibration saw; None writes the float32 graph.
@@ -134,58 +137,76 @@ class MiniLM:
         return self.finish()
 
     def attention_bias(self, mask: str) -> str:
-        """Write (batch, 1, tokens, tokens): 0 for a token and -10000 for padding, as BERT does."""
+        """Write (batch, 1, 1, tokens): 0 for a token and -10000 for padding, as BERT does."""
         w = self.out
-        axes = w.constant("axes_1_2", [1, 2], np.int64)
-        keys = w.node("Unsqueeze", [mask, axes])
+        keys = w.node("Unsqueeze", [mask, w.constant("axes_1_2", [1, 2], np.int64)])
         keys = w.node("Sub", [keys, w.constant("one", 1.0)])
-        keys = w.node("Mul", [keys, w.constant("ten_thousand", 1e4)])
-        batch = w.node("Shape", ["input_ids"], start=0, end=1)
-        tokens = w.node("Shape", ["input_ids"], "tokens", start=1, end=2)
-        one = w.constant("axis_1", [1], np.int64)
-        shape = w.node("Concat", [batch, one, tokens, tokens], axis=0)
-        return w.node("Expand", [keys, shape])
+        return w.node("Mul", [keys, w.constant("ten_thousand", 1e4)])
 
     def embed(self) -> str:
-        """Write word + position + type embeddings and their norm.
+        """Write word + position + type embeddings and their norm: (tokens, batch, width).
 
-        The table of words is two thirds of all weights; int8 rows with a scale per row.
+        The table of words is half of all weights; int8 rows with a scale per row.
         """
         w = self.out
+        ids = w.node("Transpose", ["input_ids"], perm=[1, 0])
         words = self.weights["embeddings.word_embeddings.weight"]
         if self.ranges is None:
-            word = w.node("Gather", [w.constant("words", words), "input_ids"])
+            word = w.node("Gather", [w.constant("words", words), ids])
         else:
             codes, scale = int8_columns(words.T)
-            row = w.node("Gather", [w.constant("words", codes.T, np.int8), "input_ids"])
-            step = w.node("Gather", [w.constant("words.scale", scale[:, None]), "input_ids"])
+            row = w.node("Gather", [w.constant("words", codes.T, np.int8), ids])
+            step = w.node("Gather", [w.constant("words.scale", scale[:, None]), ids])
             word = w.node("Mul", [w.node("Cast", [row], to=TensorProto.FLOAT), step])
         positions = (
             self.weights["embeddings.position_embeddings.weight"][:MAX_TOKENS]
             + self.weights["embeddings.token_type_embeddings.weight"][0]
         )
         zero = w.constant("axis_0", [0], np.int64)
-        table = w.constant("positions", positions)
-        position = w.node("Slice", [table, zero, "tokens", zero])
+        tokens = w.node("Shape", ["input_ids"], start=1, end=2)
+        position = w.node(
+            "Slice", [w.constant("positions", positions[:, None]), zero, tokens, zero]
+        )
         return self.norm(w.node("Add", [word, position]), "embeddings.LayerNorm")
 
     def layer(self, name: str, stream: str, bias: str) -> str:
         """Write one transformer layer: attention, then the two dense products."""
-        w, weights = self.out, self.weights
-        parts = ["query", "key", "value"]
-        inside = [f"{name}attention.self.{part}" for part in parts]
-        qkv = np.concatenate([weights[f"{part}.weight"].T for part in inside], axis=1)
-        qkv_bias = np.concatenate([weights[f"{part}.bias"] for part in inside])
-        both = self.product(f"{name}qkv", stream, qkv, qkv_bias)
-        heads = [f"{name}{part}" for part in parts]
-        w.node("Split", [both], *heads, axis=-1, num_outputs=3)
-        seen = w.node("Attention", [*heads, bias], q_num_heads=HEADS, kv_num_heads=HEADS)
-        seen = self.dense(f"{name}attention.output.dense", seen)
+        w = self.out
+        seen = self.dense(f"{name}attention.output.dense", self.attend(name, stream, bias))
         stream = self.norm(w.node("Add", [seen, stream]), f"{name}attention.output.LayerNorm")
         wide = self.dense(f"{name}intermediate.dense", stream)
         wide = w.node("Gelu", [wide], domain=CONTRIB)
         thin = self.dense(f"{name}output.dense", wide)
         return self.norm(w.node("Add", [thin, stream]), f"{name}output.LayerNorm")
+
+    def attend(self, name: str, stream: str, bias: str) -> str:
+        """Write attention as two products over strided views, so that only its result is transposed.
+
+        With the tokens first, `transBatch` reads each head where it lies.
+        """
+        w, weights = self.out, self.weights
+        parts = [f"{name}attention.self.{part}" for part in ("query", "key", "value")]
+        weight = np.concatenate([weights[f"{part}.weight"].T for part in parts], axis=1)
+        offset = np.concatenate([weights[f"{part}.bias"] for part in parts])
+        both = self.product(f"{name}qkv", stream, weight, offset)
+        split = w.constant("split_heads", [0, 0, 3 * HEADS, WIDTH // HEADS], np.int64)
+        query, key, value = (f"{name}{part}" for part in ("query", "key", "value"))
+        w.node(
+            "Split", [w.node("Reshape", [both, split])], query, key, value, axis=2, num_outputs=3
+        )
+        scores = w.node(
+            "FusedMatMul",
+            [query, key],
+            domain=CONTRIB,
+            alpha=(WIDTH // HEADS) ** -0.5,
+            transB=1,
+            transBatchA=1,
+            transBatchB=1,
+        )
+        shares = w.node("Softmax", [w.node("Add", [scores, bias])], axis=-1)
+        seen = w.node("FusedMatMul", [shares, value], domain=CONTRIB, transBatchB=1)
+        seen = w.node("Transpose", [seen], perm=[2, 0, 1, 3])
+        return w.node("Reshape", [seen, w.constant("join_heads", [0, 0, WIDTH], np.int64)])
 
     def dense(self, name: str, value: str) -> str:
         """Write a product with the published weight and bias of that name."""
@@ -239,12 +260,13 @@ class MiniLM:
     def pool(self, stream: str, mask: str) -> None:
         """Write the mean over the tokens that are no padding, brought to length 1.
 
-        The length takes back any factor, so the sum serves for the mean.
+        The length takes back any factor, so the sum serves for the mean: a product with the mask.
         """
         w = self.out
-        kept = w.node("Unsqueeze", [mask, w.constant("axis_last", [-1], np.int64)])
-        kept = w.node("Mul", [stream, kept])
-        total = w.node("ReduceSum", [kept, w.constant("axis_1", [1], np.int64)], keepdims=0)
+        axis = w.constant("axis_1", [1], np.int64)
+        kept = w.node("Unsqueeze", [mask, axis])
+        total = w.node("FusedMatMul", [kept, stream], domain=CONTRIB, transBatchB=1)
+        total = w.node("Squeeze", [total, axis])
         w.node("LpNormalization", [total], "sentence_embedding", axis=-1, p=2)
 
     def finish(self) -> onnx.ModelProto:
@@ -317,7 +339,7 @@ def calibrate(
     for text in texts:
         outputs = runner.run(text)
         for name, tap in writer.taps.items():
-            rows = outputs[tap][0]
+            rows = outputs[tap][:, 0]
             least, most = rows.min(axis=0), rows.max(axis=0)
             low[name] = np.minimum(low.get(name, least), least)
             high[name] = np.maximum(high.get(name, most), most)

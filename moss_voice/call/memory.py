@@ -17,6 +17,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
@@ -29,8 +31,15 @@ from moss_voice.call.context import MAX_TOKENS, passage_source, render, turn_sou
 from moss_voice.call.focus import Focus, Names
 from moss_voice.call.journal import Journal, Pushed, Put
 from moss_voice.errors import InvalidArgumentError, MossError, SessionClosedError
-from moss_voice.index import Match, encode_document
-from moss_voice.session import SessionIndex, in_worker, in_writer, normalised, submit
+from moss_voice.index import Match, Words, encode_document
+from moss_voice.session import (
+    SessionIndex,
+    in_worker,
+    in_writer,
+    normalised,
+    submit,
+    submit_aside,
+)
 from moss_voice.types import (
     CallContext,
     DocumentInfo,
@@ -46,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 F32 = npt.NDArray[np.float32]
 _T = TypeVar("_T")
+_Found = list[tuple[SessionIndex, Match]]
 
 DEADLINE_MS = 50.0
 # A turn or passage whose cosine is below 0.1 says nothing about the query, whatever words they share
@@ -54,6 +64,8 @@ MIN_SCORE = 0.55
 # An interim stands for the final it begins where at most one word in six is still to come.
 PREFIX_SHARE = 5 / 6
 _KEPT_INTERIMS = 8
+# Found for an interim beyond what is shown, for those that turn out to be visible to the LLM.
+_SPARE_HITS = 8
 _KEPT_ANSWERS = 4
 _PUSH_PAUSES_S = (0.2, 0.5, 1.0)
 
@@ -74,7 +86,13 @@ class _Turn(NamedTuple):
     number: int
     speaker: str
     words: str
+    terms: tuple[int, ...]
     filler: bool
+
+    @classmethod
+    def of(cls, id_: str, number: int, speaker: str, text: str) -> Self:
+        terms = tuple(dict.fromkeys(spoken.term_ids(text).tolist()))
+        return cls(id_, number, speaker, spoken.squash(text), terms, spoken.is_filler(text))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +101,24 @@ class _Entities:
 
     index: SessionIndex
     names: Names[tuple[str, ...]]
+
+
+class _Query(NamedTuple):
+    """What is asked: `words` is the squashed text, `given` the caller's own embedding of it."""
+
+    text: str
+    words: str
+    visible: frozenset[str]
+    top_k: int
+    given: tuple[float, ...] | None
+
+
+class _Foreseen(NamedTuple):
+    """What an interim led to: its vector, what was found per index, and in which state of the call."""
+
+    vector: F32
+    sources: list[_Found]
+    revision: int
 
 
 class _Answer(NamedTuple):
@@ -142,12 +178,13 @@ class CallMemory:
         # Entered again where a model run is done before its callback is added.
         self._state = threading.RLock()
         self._turns: dict[str, _Turn] = {}
+        self._fillers: set[str] = set()
         self._last_number = 0
         self._vectors: deque[tuple[str, F32]] = deque(maxlen=ranking.CONVERSATION_TURNS + 1)
         self._focus = Focus()
         self._entities: list[_Entities] = []
         self._unindexed: dict[str, tuple[DocumentInfo, int]] = {}
-        self._interims: OrderedDict[str, Future[F32]] = OrderedDict()
+        self._interims: OrderedDict[str, Future[_Foreseen]] = OrderedDict()
         self._next_interim: str | None = None
         self._answers: OrderedDict[object, _Answer] = OrderedDict()
         # Goes up with each change of what can be recalled: an answer stands for one revision.
@@ -179,13 +216,7 @@ class CallMemory:
             number = metadata.get("turn")
             if isinstance(number, int):
                 self._last_number = max(self._last_number, number)
-                self._turns[doc.id] = _Turn(
-                    doc.id,
-                    number,
-                    str(metadata.get("speaker", "")),
-                    spoken.squash(doc.text),
-                    bool(metadata.get("filler", False)),
-                )
+                self._remember(_Turn.of(doc.id, number, str(metadata.get("speaker", "")), doc.text))
         for index in self.knowledge:
             groups: dict[str, list[str]] = {}
             for doc in index.documents() if self._focus_fields else ():
@@ -325,20 +356,22 @@ class CallMemory:
                     f"heard: expected an embedding of {dim} numbers, got {vector.size}"
                 )
 
+    def _remember(self, turn: _Turn) -> None:
+        self._turns[turn.id] = turn
+        if turn.filler:
+            self._fillers.add(turn.id)
+        else:
+            self._fillers.discard(turn.id)
+
     def _number(self, id_: str | None, text: str, speaker: str) -> _Turn:
         known = self._turns.get(id_) if id_ is not None else None
         if known is None:
             self._last_number += 1
         number = known.number if known is not None else self._last_number
         # The writer's mark keeps two agents that resumed the same call from using one id twice.
-        turn = _Turn(
-            id_ if id_ is not None else f"turn-{number}-{self._writer}",
-            number,
-            speaker,
-            spoken.squash(text),
-            spoken.is_filler(text),
-        )
-        self._turns[turn.id] = turn
+        turn_id = id_ if id_ is not None else f"turn-{number}-{self._writer}"
+        turn = _Turn.of(turn_id, number, speaker, text)
+        self._remember(turn)
         self._revision += 1
         return turn
 
@@ -417,9 +450,10 @@ class CallMemory:
             self._revision += 1
 
     def hearing(self, partial: str) -> None:
-        """Take note of an interim transcript, so that the final need not be embedded anew.
+        """Take note of an interim transcript, and look up what a reply to it would need.
 
-        Returns at once. One interim is embedded at a time; of those that come meanwhile, the newest.
+        A final of the same words then finds its hits ready, one of hardly more words its embedding.
+        Returns at once. One interim is worked on at a time; of those that come meanwhile, the newest.
         """
         embedder = self.session.embedder
         if self._end is not None or embedder is None or not isinstance(partial, str):
@@ -435,15 +469,22 @@ class CallMemory:
             self._start_interim(partial)
 
     def _start_interim(self, partial: str) -> None:
-        embedder = self.session.embedder
-        assert embedder is not None  # noqa: S101 - hearing() looked
-        run = submit(embedder.embed_query, partial)
+        run = submit(self._foresee, partial)
         self._interims[spoken.squash(partial)] = run
         while len(self._interims) > _KEPT_INTERIMS:
             self._interims.popitem(last=False)
         run.add_done_callback(self._interim_done)
 
-    def _interim_done(self, _: Future[F32]) -> None:
+    def _foresee(self, partial: str) -> _Foreseen:
+        embedder = self.session.embedder
+        assert embedder is not None  # noqa: S101 - hearing() looked
+        with self._state:
+            revision = self._revision
+        vector = embedder.embed_query(partial)
+        query = _Query(partial, spoken.squash(partial), frozenset(), self.top_k + _SPARE_HITS, None)
+        return _Foreseen(vector, self._search(query, vector.view), revision)
+
+    def _interim_done(self, _: Future[_Foreseen]) -> None:
         with self._state:
             partial, self._next_interim = self._next_interim, None
             if partial is not None and self._end is None:
@@ -493,13 +534,15 @@ class CallMemory:
         tokens = self.max_tokens if budget is None else budget
         shown = frozenset(visible)
         given = None if embedding is None else tuple(embedding)
-        key = (spoken.squash(text), shown, tokens, top_k or self.top_k, given, revision)
+        words = spoken.squash(text)
+        key = (words, shown, tokens, top_k or self.top_k, given, revision)
         with self._state:
             answer = self._answers.get(key)
         if answer is not None:
             return self._context(answer, started, "ok")
         limit_s = (self.deadline_ms if deadline_ms is None else deadline_ms) / 1000.0
-        run = submit(self._answer, key, text, shown, tokens, top_k or self.top_k, given)
+        query = _Query(text, words, shown, top_k or self.top_k, given)
+        run = submit(self._answer, key, query, tokens)
         try:
             answer = await _within(run, limit_s - (time.perf_counter() - started))
         except TimeoutError:
@@ -517,138 +560,152 @@ class CallMemory:
         took_ms = (time.perf_counter() - started) * 1000.0
         return CallContext(answer.text, answer.hits, took_ms, outcome, answer.prefetched)  # type: ignore[arg-type]
 
-    def _answer(
-        self,
-        key: object,
-        text: str,
-        visible: frozenset[str],
-        tokens: int,
-        top_k: int,
-        given: tuple[float, ...] | None,
-    ) -> _Answer:
-        vector, prefetched = self._query_vector(text, given)
-        terms = dict.fromkeys(spoken.term_ids(text).tolist(), 1.0)
-        found = [
-            *self._recall(vector, terms, text, visible=visible, top_k=top_k),
-            *self._look_up(vector, terms, text, visible=visible, top_k=top_k),
-        ]
+    def _answer(self, key: object, query: _Query, tokens: int) -> _Answer:
+        foreseen, same_words = self._foreseen(query)
+        found = self._still_good(query, foreseen) if foreseen is not None and same_words else None
+        if found is None:
+            model = self._model(query) if foreseen is None else foreseen.vector.view
+            found = [pair for source in self._search(query, model) for pair in source]
         # Python's sort keeps equal hits in order: the call's own turns first.
-        found.sort(key=lambda pair: -pair[0])
-        hits = [hit for _, hit in found[:top_k]]
+        found.sort(key=lambda pair: -pair[1].fused)
+        hits = [self._hit(index, match) for index, match in found[: query.top_k]]
         block, shown = render(hits, max_tokens=tokens)
-        answer = _Answer(block, shown, prefetched)
+        answer = _Answer(block, shown, prefetched=foreseen is not None)
         with self._state:
             self._answers[key] = answer
             while len(self._answers) > _KEPT_ANSWERS:
                 self._answers.popitem(last=False)
         return answer
 
-    def _query_vector(self, text: str, given: tuple[float, ...] | None) -> tuple[F32 | None, bool]:
-        """Return the query's vector, by a model run only where no interim stands for it."""
-        if given is not None:
-            return _unit(DocumentInfo("query", text, None, given)), False
-        embedder = self.session.embedder
-        if embedder is None:
+    def _foreseen(self, query: _Query) -> tuple[_Foreseen | None, bool]:
+        """Return what an interim that stands for the query found, and whether it has its words."""
+        if query.given is not None:
             return None, False
-        words = spoken.squash(text)
         with self._state:
-            run = self._interims.get(words)
+            run = self._interims.get(query.words)
+            same_words = run is not None
             if run is None:
                 run = next(
                     (
                         started
                         for interim, started in reversed(self._interims.items())
-                        if words.startswith(f"{interim} ")
-                        and len(interim.split()) >= PREFIX_SHARE * len(words.split())
+                        if query.words.startswith(f"{interim} ")
+                        and len(interim.split()) >= PREFIX_SHARE * len(query.words.split())
                     ),
                     None,
                 )
         # One that has not begun would wait behind this very function.
         if run is not None and (run.done() or run.running()):
             with contextlib.suppress(Exception):
-                return run.result(), True
-        return embedder.embed_query(text), False
+                return run.result(), same_words
+        return None, False
 
-    def _recall(
-        self,
-        vector: F32 | None,
-        terms: Mapping[int, float],
-        text: str,
-        *,
-        visible: frozenset[str],
-        top_k: int,
-    ) -> list[tuple[float, Hit]]:
-        """Find earlier turns of this call."""
+    def _still_good(self, query: _Query, foreseen: _Foreseen) -> _Found | None:
+        """Return the hits found for an interim, less those that must not be shown now.
+
+        None where the call went on meanwhile by more than the query itself, or where too few are left
+        of a list that was cut.
+        """
         with self._state:
-            left_out = (
-                visible | self._current(text) | {t.id for t in self._turns.values() if t.filler}
-            )
-        matches = self.session.find(
+            current = self._current(query.words)
+            if self._revision - foreseen.revision > len(current):
+                return None
+            left_out = query.visible | current | self._fillers
+        found: _Found = []
+        for source in foreseen.sources:
+            kept = [pair for pair in source if pair[1].id not in left_out]
+            if len(kept) < query.top_k and len(source) >= self.top_k + _SPARE_HITS:
+                return None
+            found += kept
+        return found
+
+    def _model(self, query: _Query) -> Callable[[], F32] | None:
+        """Return what makes the query's vector; None where there is no way to one."""
+        if query.given is not None:
+            return partial(_unit, DocumentInfo("query", query.text, None, query.given))
+        embedder = self.session.embedder
+        return None if embedder is None else partial(embedder.embed_query, query.text)
+
+    def _search(self, query: _Query, model: Callable[[], F32] | None) -> list[_Found]:
+        """Search the call and each knowledge index; a list per index.
+
+        The keyword halves are done while the model runs.
+        """
+        terms = dict.fromkeys(spoken.term_ids(query.text).tolist(), 1.0)
+        with self._state:
+            current = self._current(query.words)
+            not_said = query.visible | current | self._fillers
+            earlier = [old for id_, old in self._vectors if id_ not in current]
+            turns = reversed(self._turns.values())
+            said = (t for t in turns if not t.filler and t.id not in current)
+            recent = list(islice(said, ranking.CONVERSATION_TURNS))
+            focus = self._focus.recent
+        weights = dict(terms)
+        for age, turn in enumerate(recent, start=1):
+            for term in turn.terms:
+                weights.setdefault(term, ranking.KEYWORD_DECAY**age)
+        halves = submit_aside(self._keyword_halves, terms, weights)
+        own = model() if model is not None else None
+        words, known = halves.result()
+        boosts = [self._boosts(index, query.text, focus) for index in self.knowledge]
+        found = [self._find(self.session, own, words, query.top_k, not_said, {})]
+        wide = self._widened(own, earlier)
+        for (index, index_words), boost in zip(known, boosts, strict=True):
+            same = index.model_id == self.session.model_id
+            asked = wide if same else self._other(index, query.text)
+            found.append(self._find(index, asked, index_words, query.top_k, query.visible, boost))
+        return found
+
+    def _keyword_halves(
+        self, terms: Mapping[int, float], weights: Mapping[int, float]
+    ) -> tuple[Words | None, list[tuple[SessionIndex, Words | None]]]:
+        known = [(index, index.words(weights)) for index in self.knowledge]
+        return self.session.words(terms), known
+
+    def _find(
+        self,
+        index: SessionIndex,
+        vector: F32 | None,
+        words: Words | None,
+        top_k: int,
+        exclude: Collection[str],
+        boost: Mapping[str, float],
+    ) -> _Found:
+        if words is None:
+            return []
+        matches = index.find(
             vector,
-            terms,
+            words,
             top_k=top_k,
             alpha=self.alpha if vector is not None else 0.0,
-            exclude=left_out,
+            exclude=exclude,
+            boost=boost,
             min_score=self.min_score if vector is not None else None,
         )
-        return [(match.fused, self._turn_hit(match)) for match in matches]
+        return [(index, match) for match in matches]
 
-    def _current(self, text: str) -> frozenset[str]:
+    def _current(self, words: str) -> set[str]:
         """Return the turns that the query itself was said in: the newest ones whose words it holds."""
-        words = f" {spoken.squash(text)} "
         current: set[str] = set()
         for turn in reversed(self._turns.values()):
             # A turn without words, such as "...", is held by any.
-            if turn.speaker == "agent" or f" {turn.words or words.strip()} " not in words:
+            if turn.speaker == "agent" or f" {turn.words or words} " not in f" {words} ":
                 break
             current.add(turn.id)
-        return frozenset(current)
-
-    def _look_up(
-        self,
-        vector: F32 | None,
-        terms: Mapping[int, float],
-        text: str,
-        *,
-        visible: frozenset[str],
-        top_k: int,
-    ) -> list[tuple[float, Hit]]:
-        """Find passages of the knowledge indexes, for the turn and for what led up to it."""
-        if not self.knowledge:
-            return []
-        with self._state:
-            current = self._current(text)
-            earlier = [old for id_, old in self._vectors if id_ not in current]
-            said = [t.words for t in self._turns.values() if not t.filler and t.id not in current]
-            focus = self._focus.recent
-        widened, weights = self._widened(vector, earlier), dict(terms)
-        for age, words in enumerate(reversed(said[-ranking.CONVERSATION_TURNS :]), start=1):
-            for term in spoken.term_ids(words).tolist():
-                weights.setdefault(term, ranking.KEYWORD_DECAY**age)
-        found: list[tuple[float, Hit]] = []
-        for index in self.knowledge:
-            query = widened if index.model_id == self.session.model_id else self._other(index, text)
-            matches = index.find(
-                query,
-                weights,
-                top_k=top_k,
-                alpha=self.alpha if query is not None else 0.0,
-                exclude=visible,
-                boost=self._boosts(index, text, focus),
-                min_score=self.min_score if query is not None else None,
-            )
-            found.extend((match.fused, _passage_hit(index, match)) for match in matches)
-        return found
+        return current
 
     @staticmethod
     def _widened(vector: F32 | None, earlier: Sequence[F32]) -> F32 | None:
         """Add what was said before to a query: the mean of the last turns' vectors, at no model run."""
         if vector is None or not earlier:
             return vector
-        recent = np.mean(earlier[-ranking.CONVERSATION_TURNS :], axis=0, dtype=np.float32)
-        wide = vector + np.float32(ranking.CONVERSATION_WEIGHT) * recent
-        norm = float(np.linalg.norm(wide))
-        return (wide / np.float32(norm)).astype(np.float32) if norm > 1e-6 else vector
+        recent = earlier[-ranking.CONVERSATION_TURNS :]
+        wide: F32 = sum(recent[1:], start=recent[0]) * np.float32(
+            ranking.CONVERSATION_WEIGHT / len(recent)
+        )
+        wide += vector
+        norm = float(np.sqrt(wide @ wide))
+        return wide / np.float32(norm) if norm > 1e-6 else vector
 
     @staticmethod
     def _other(index: SessionIndex, text: str) -> F32 | None:
@@ -679,12 +736,19 @@ class CallMemory:
         if self._end is not None or not text.strip():
             return []
 
+        words = spoken.squash(text)
+        query = _Query(text, words, frozenset(), top_k or self.top_k, None)
+
         def run() -> list[Hit]:
-            vector, _ = self._query_vector(text, None)
+            foreseen, _ = self._foreseen(query)
+            model = self._model(query) if foreseen is None else foreseen.vector.view
             terms = dict.fromkeys(spoken.term_ids(text).tolist(), 1.0)
-            none: frozenset[str] = frozenset()
-            found = self._recall(vector, terms, text, visible=none, top_k=top_k or self.top_k)
-            return [hit for _, hit in found]
+            found_words = self.session.words(terms)
+            with self._state:
+                left_out = self._current(words) | self._fillers
+            own = model() if model is not None else None
+            found = self._find(self.session, own, found_words, query.top_k, left_out, {})
+            return [self._hit(*pair) for pair in found]
 
         try:
             return await _within(submit(run), self.deadline_ms / 1000.0)
@@ -692,19 +756,18 @@ class CallMemory:
             logger.error("call %r: no recall (%s)", self.name, type(error).__name__)
             return []
 
-    def _turn_hit(self, match: Match) -> Hit:
-        metadata = match.document.metadata or {}
+    def _hit(self, index: SessionIndex, match: Match) -> Hit:
+        doc = match.document
+        metadata = doc.metadata or {}
+        source = passage_source(index.name, doc.id)
         number, at_s = metadata.get("turn"), metadata.get("at_s")
-        source = (
-            turn_source(
+        if index is self.session and isinstance(number, int):
+            source = turn_source(
                 number,
                 str(metadata.get("speaker", "unknown")),
                 float(at_s) if isinstance(at_s, int | float) else None,
             )
-            if isinstance(number, int)
-            else passage_source(self.name, match.document.id)
-        )
-        return Hit(match.document.id, match.document.text, match.score, self.name, source, metadata)
+        return Hit(doc.id, doc.text, match.score, index.name, source, metadata)
 
     # --- ending ------------------------------------------------------------------------------------
 
@@ -791,12 +854,6 @@ class CallMemory:
 _NOTHING = _Answer("", [], prefetched=False)
 
 
-def _passage_hit(index: SessionIndex, match: Match) -> Hit:
-    doc = match.document
-    source = passage_source(index.name, doc.id)
-    return Hit(doc.id, doc.text, match.score, index.name, source, doc.metadata or {})
-
-
 def _unit(doc: DocumentInfo) -> F32:
     rows, sound = normalised(np.array([doc.embedding or (0.0,)], np.float64))
     if not sound[0]:
@@ -809,16 +866,30 @@ def _unit(doc: DocumentInfo) -> F32:
 
 
 async def _within(run: Future[_T], limit_s: float) -> _T:
-    """Wait for a function on the pool, but not for long; what is late goes on and is thrown away.
+    """Wait for a function on the pool, but not for long; what is late goes on.
+
+    A run that has not begun is not cancelled: the next draft of the same reply would find nothing.
 
     Raises:
         TimeoutError: When the time is up.
     """
-    waiting = asyncio.wrap_future(run)
-    done, _ = await asyncio.wait({waiting}, timeout=max(0.0, limit_s))
-    if not done:
-        # Not cancelled: a run that has not begun would be dropped, and the next draft of the same
-        # reply would find nothing. Its exception, if any, is looked at so that nobody complains.
-        waiting.add_done_callback(lambda late: late.cancelled() or late.exception())
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    def settle() -> None:
+        if not over.done():
+            over.set_result(None)
+
+    def wake(_: Future[_T]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(settle)
+
+    run.add_done_callback(wake)
+    timer = loop.call_later(max(0.0, limit_s), settle)
+    try:
+        await over
+    finally:
+        timer.cancel()
+    if not run.done():
         raise TimeoutError
-    return waiting.result()
+    return run.result()

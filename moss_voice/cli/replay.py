@@ -74,7 +74,9 @@ async def run_replay(shell: Shell, path: Path, options: Options) -> None:
     async with _place(shell, options) as place:
         names = [await _knowledge(shell, place, name, options) for name in options.knowledge]
         scripts = await _with_known_gold(place, scripts, names)
-        with shell.progress("Playing the calls") as moved:
+        # The turns, shown on the same terminal, are progress enough.
+        shown = out is not None and out.is_terminal
+        with shell.progress("Playing the calls", quiet=shown) as moved:
             for done, script in enumerate(scripts):
                 moved(done, len(scripts))
                 tally, turns, pushed = await _play(out, place, script, names, options)
@@ -274,11 +276,11 @@ def _show_call_end(
         out.print()
         return
     spread = tally.as_json()["context_ms"]
-    took = f"context median {spread['median']:.1f} ms" if isinstance(spread, dict) else "no context"
+    took = f"in {spread['median']:.1f} ms (median)" if isinstance(spread, dict) else "nothing asked"
     line = Text(f"{plain(script.id):<24} ", style="bold")
-    line.append(f"{tally.turns:>3} turns, {tally.with_hits:>3} recalled, {took}")
+    line.append(f"{tally.turns:>3} turns, context for {tally.with_hits:>3}, {took}")
     if tally.gold:
-        line.append(f", {tally.found_gold}/{tally.gold} passages")
+        line.append(f", {tally.found_gold}/{tally.gold} found")
     line.truncate(out.width, overflow="ellipsis")
     out.print(line, soft_wrap=True)
 

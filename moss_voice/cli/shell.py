@@ -184,13 +184,19 @@ class Shell:
         sys.stdout.flush()
 
     @contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None]]:
+    def progress(self, what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
         """Show a bar on stderr, where somebody watches it, and give the function that moves it."""
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
         columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(
-            *columns, console=self.err, transient=True, disable=not self.err.is_terminal
+            *columns,
+            console=self.err,
+            transient=True,
+            disable=quiet or not self.err.is_terminal,
+            # Else rich would send what is written to stdout meanwhile to stderr.
+            redirect_stdout=False,
+            redirect_stderr=False,
         ) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
