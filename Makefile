@@ -11,17 +11,22 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
+# Certificates of the system, as pip uses them; the first name is uv's older one.
+export UV_NATIVE_TLS = 1
+export UV_SYSTEM_CERTS = 1
+
+# install(python, what): with uv where it is to be had and works, else with pip.
+define install
+	{ test -x $(VENV)/bin/uv && $(VENV)/bin/uv pip install --quiet --python $(1) --constraint constraints.txt $(2); } \
+		|| $(1) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(2)
+endef
+
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "moss-voice needs Python 3.11 or newer on PATH (or PYTHON=/path/to/python)" >&2; exit 1; }
 	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check uv >/dev/null 2>&1 \
-		|| echo "uv is not to be had; installing with pip"
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv >/dev/null 2>&1 || true
 	@echo "Installing moss-voice and its tools into $(VENV) (hnswlib is compiled: about a minute)"
-	@if test -x $(VENV)/bin/uv; then \
-		$(VENV)/bin/uv pip install --quiet --python $(PY) --constraint constraints.txt --editable '.[dev]'; \
-	else \
-		$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
-	fi
+	@$(call install,$(PY),--editable '.[dev]')
 	@touch $@
 
 demo: $(READY)
@@ -38,11 +43,7 @@ wheel: $(READY)
 	@rm -rf build/wheel && mkdir -p build/wheel
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 	@$(PY) -m venv build/wheel/venv
-	@if test -x $(VENV)/bin/uv; then \
-		$(VENV)/bin/uv pip install --quiet --python build/wheel/venv/bin/python --constraint constraints.txt build/wheel/*.whl; \
-	else \
-		build/wheel/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build/wheel/*.whl; \
-	fi
+	@$(call install,build/wheel/venv/bin/python,build/wheel/*.whl)
 	@cp tests/smoke/smoke.py build/wheel/ && cd build/wheel && env \
 		XDG_DATA_HOME=$(CURDIR)/build/wheel/data XDG_CACHE_HOME=$(CURDIR)/build/wheel/cache \
 		venv/bin/python -I smoke.py

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
@@ -189,6 +189,8 @@ class CallMemory:
         self._answers: OrderedDict[object, _Answer] = OrderedDict()
         # Goes up with each change of what can be recalled: an answer stands for one revision.
         self._revision = 0
+        # The revision of each turn's last change, the newest last.
+        self._changed_at: OrderedDict[str, int] = OrderedDict()
         self._counts = dict.fromkeys(Counters._fields, 0)
         self._durable = journal is not None
         self._order = asyncio.Lock()
@@ -372,8 +374,13 @@ class CallMemory:
         turn_id = id_ if id_ is not None else f"turn-{number}-{self._writer}"
         turn = _Turn.of(turn_id, number, speaker, text)
         self._remember(turn)
-        self._revision += 1
+        self._changed(turn.id)
         return turn
+
+    def _changed(self, turn_id: str) -> None:
+        self._revision += 1
+        self._changed_at[turn_id] = self._revision
+        self._changed_at.move_to_end(turn_id)
 
     async def _keep(self, doc: DocumentInfo) -> None:
         """Journal and index a turn, each whatever becomes of the other; one turn after another."""
@@ -447,7 +454,7 @@ class CallMemory:
             if not turn.filler:
                 self._vectors.append((doc.id, vector))
             self._focus.heard(named)
-            self._revision += 1
+            self._changed(doc.id)
 
     def hearing(self, partial: str) -> None:
         """Take note of an interim transcript, and look up what a reply to it would need.
@@ -603,12 +610,15 @@ class CallMemory:
     def _still_good(self, query: _Query, foreseen: _Foreseen) -> _Found | None:
         """Return the hits found for an interim, less those that must not be shown now.
 
-        None where the call went on meanwhile by more than the query itself, or where too few are left
-        of a list that was cut.
+        None where another turn than those of the query was said or corrected meanwhile, or where too
+        few are left of a list that was cut.
         """
         with self._state:
             current = self._current(query.words)
-            if self._revision - foreseen.revision > len(current):
+            since = takewhile(
+                lambda change: change[1] > foreseen.revision, reversed(self._changed_at.items())
+            )
+            if any(turn_id not in current for turn_id, _ in since):
                 return None
             left_out = query.visible | current | self._fillers
         found: _Found = []
