@@ -1,24 +1,32 @@
-"""The memory of a voice agent, inside the agent's own process."""
+"""The memory of a voice agent, inside the agent's own process.
 
-from moss_voice.call.memory import CallMemory
-from moss_voice.client import Authenticator, MossClient
-from moss_voice.errors import MossError
-from moss_voice.session import SessionIndex
-from moss_voice.types import (
-    CallContext,
-    DocumentInfo,
-    GetDocumentsOptions,
-    Hit,
-    IndexInfo,
-    JobStatusResponse,
-    MutationOptions,
-    MutationResult,
-    PushIndexResult,
-    QueryOptions,
-    QueryResultDocumentInfo,
-    RecoveredCall,
-    SearchResult,
-)
+The names below are imported when they are first used, so that `import moss_voice.text` or a command's
+`--help` does not pay for numpy and the stores.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moss_voice.call.memory import CallMemory, Counters
+    from moss_voice.client import Authenticator, MossClient
+    from moss_voice.errors import MossError
+    from moss_voice.session import SessionIndex
+    from moss_voice.types import (
+        CallContext,
+        DocumentInfo,
+        GetDocumentsOptions,
+        Hit,
+        IndexInfo,
+        JobStatusResponse,
+        MutationOptions,
+        MutationResult,
+        PushIndexResult,
+        QueryOptions,
+        QueryResultDocumentInfo,
+        RecoveredCall,
+        SearchResult,
+    )
 
 __version__ = "0.1.0"
 
@@ -26,6 +34,7 @@ __all__ = [
     "Authenticator",
     "CallContext",
     "CallMemory",
+    "Counters",
     "DocumentInfo",
     "GetDocumentsOptions",
     "Hit",
@@ -43,3 +52,24 @@ __all__ = [
     "SessionIndex",
     "__version__",
 ]
+
+_HOMES = {
+    "CallMemory": "moss_voice.call.memory",
+    "Counters": "moss_voice.call.memory",
+    "Authenticator": "moss_voice.client",
+    "MossClient": "moss_voice.client",
+    "MossError": "moss_voice.errors",
+    "SessionIndex": "moss_voice.session",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "moss_voice.types")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

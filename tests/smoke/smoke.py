@@ -16,13 +16,17 @@ from moss_voice import DocumentInfo, MossClient, QueryOptions
 
 async def a_call(folder: Path) -> None:
     def client() -> MossClient:
-        return MossClient(cloud=folder / "cloud", cache_path=folder / "c", journal_path=folder / "j")
+        return MossClient(
+            cloud=folder / "cloud", cache_path=folder / "c", journal_path=folder / "j"
+        )
 
     async with client() as agent:
         await agent.create_index(
             "faq",
             [
-                DocumentInfo("hours", "We are open from nine to five on weekdays.", {"topic": "hours"}),
+                DocumentInfo(
+                    "hours", "We are open from nine to five on weekdays.", {"topic": "hours"}
+                ),
                 DocumentInfo("refunds", "A refund takes five working days.", {"topic": "money"}),
             ],
         )
@@ -50,10 +54,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(a_call(Path(folder)))
     command = Path(sys.executable).with_name("moss-voice")
-    answer = subprocess.run([command, "doctor", "--json"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [command, "doctor", "--json"], capture_output=True, text=True, check=False
+    )
     assert answer.returncode == 0, answer.stderr or answer.stdout
     json.loads(answer.stdout)
-    print(f"the wheel of moss-voice {moss_voice.__version__} works on Python {sys.version.split()[0]}")
+    print(
+        f"the wheel of moss-voice {moss_voice.__version__} works on Python {sys.version.split()[0]}"
+    )
 
 
 if __name__ == "__main__":
