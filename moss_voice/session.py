@@ -80,6 +80,8 @@ __all__ = [
     "in_writer",
     "normalised",
     "submit",
+    "submit_aside",
+    "submit_write",
 ]
 
 logger = logging.getLogger(__name__)
@@ -117,7 +119,7 @@ if hasattr(os, "register_at_fork"):
 
 def submit(function: Callable[..., T], *args: object) -> Future[T]:
     """Start a function on our pool, from any thread."""
-    return _pool("work", max(2, min(4, os.cpu_count() or 2))).submit(function, *args)
+    return _pool("work", max(4, min(8, os.cpu_count() or 4))).submit(function, *args)
 
 
 def submit_aside(function: Callable[..., T], *args: object) -> Future[T]:
@@ -134,9 +136,14 @@ async def in_worker(function: Callable[..., T], *args: object) -> T:
     return await asyncio.wrap_future(submit(function, *args))
 
 
+def submit_write(function: Callable[..., T], *args: object) -> Future[T]:
+    """Start something that waits for a local disk, beside the pool that computes."""
+    return _pool("disk", 2).submit(function, *args)
+
+
 async def in_writer(function: Callable[..., T], *args: object) -> T:
     """Run a function that waits for a local disk, beside the pool that computes."""
-    return await asyncio.wrap_future(_pool("disk", 2).submit(function, *args))
+    return await asyncio.wrap_future(submit_write(function, *args))
 
 
 class Remote(NamedTuple):

@@ -15,12 +15,12 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ from moss_voice.session import (
     normalised,
     submit,
     submit_aside,
+    submit_write,
 )
 from moss_voice.types import (
     CallContext,
@@ -193,8 +194,7 @@ class CallMemory:
         self._changed_at: OrderedDict[str, int] = OrderedDict()
         self._counts = dict.fromkeys(Counters._fields, 0)
         self._durable = journal is not None
-        self._order = asyncio.Lock()
-        self._hearing_tasks: set[asyncio.Task[None]] = set()
+        self._last_kept: Future[Any] | None = None
         self._end: asyncio.Task[PushIndexResult | None] | None = None
 
     @classmethod
@@ -341,11 +341,9 @@ class CallMemory:
         if turn.filler:
             fields["filler"] = True
         doc = DocumentInfo(turn.id, text, fields, vector)
-        task = asyncio.get_running_loop().create_task(self._keep(doc))
-        self._hearing_tasks.add(task)
-        task.add_done_callback(self._hearing_tasks.discard)
-        # A host that cancels its own task at hang-up must not lose the turn with it.
-        await asyncio.shield(task)
+        self._last_kept = submit(self._keep, doc, self._last_kept)
+        # A host that cancels its own task at hang-up does not cancel this with it.
+        await _settled(self._last_kept)
         return turn.id
 
     def _check_turn(self, doc: DocumentInfo) -> None:
@@ -382,23 +380,29 @@ class CallMemory:
         self._changed_at[turn_id] = self._revision
         self._changed_at.move_to_end(turn_id)
 
-    async def _keep(self, doc: DocumentInfo) -> None:
+    def _keep(self, doc: DocumentInfo, before: Future[Any] | None) -> None:
         """Journal and index a turn, each whatever becomes of the other; one turn after another."""
-        async with self._order:
-            written_at = self.session.stamp()
-            await asyncio.gather(
-                in_writer(self._write, doc, written_at), in_worker(self._index, doc, written_at)
-            )
+        if before is not None:
+            wait([before])
+        written_at = self.session.stamp()
+        flushed = self._write(doc, written_at)
+        self._index(doc, written_at)
+        if flushed is not None:
+            self._excused(flushed.result)
 
-    def _write(self, doc: DocumentInfo, written_at: int) -> None:
-        if self._journal is None:
-            return
+    def _write(self, doc: DocumentInfo, written_at: int) -> Future[None] | None:
+        """Write a turn to the journal; returns its way to the disk, which goes on beside the model."""
+        journal = self._journal
+        if journal is None:
+            return None
         vector = None if doc.embedding is None else np.array(doc.embedding, np.float32)
         document = {"id": doc.id, "text": doc.text, "metadata": doc.metadata}
+        self._excused(lambda: journal.append(Put(document, written_at, vector)))
+        return submit_write(journal.sync) if self._durable else None
+
+    def _excused(self, journaling: Callable[[], object]) -> None:
         try:
-            self._journal.append(Put(document, written_at, vector))
-            if self._durable:
-                self._journal.sync()
+            journaling()
         except MossError as error:
             # Said once; later turns are still written, since a disk may have room again and what is
             # only written survives the death of the process.
@@ -414,6 +418,19 @@ class CallMemory:
             self._unindexed.pop(doc.id, None)
         self._index_waiting()
         self._try_to_index(doc, written_at)
+
+    def _notice_others(self) -> None:
+        """Take note of what another agent in this call has said or corrected, once it is merged in."""
+        docs = self.session.documents()
+        with self._state:
+            for doc in docs:
+                number = (doc.metadata or {}).get("turn")
+                if isinstance(number, int):
+                    self._last_number = max(self._last_number, number)
+                    if doc.id not in self._turns and spoken.is_filler(doc.text):
+                        self._fillers.add(doc.id)
+            self._revision += 1
+            self._interims.clear()
 
     def _index_waiting(self) -> None:
         with self._state:
@@ -790,13 +807,22 @@ class CallMemory:
         self._check_live()
         return await self._push()
 
+    def _catch_up(self, before: Future[Any] | None) -> tuple[int, bool]:
+        """Index what is waiting; returns the journal's position and whether all up to it is indexed."""
+        if before is not None:
+            wait([before])
+        # A turn that still cannot be indexed holds nobody up: it stays in the journal.
+        self._index_waiting()
+        position = self._journal.position if self._journal is not None else 0
+        return position, self._durable and not self._unindexed
+
     async def _push(self) -> PushIndexResult:
-        async with self._order:
-            # A turn that still cannot be indexed holds nobody up: it stays in the journal.
-            await in_worker(self._index_waiting)
-            position = self._journal.position if self._journal is not None else 0
-            covered = self._durable and not self._unindexed
+        # Turns that are heard from now on wait for it, and lie beyond the position.
+        self._last_kept = caught_up = submit(self._catch_up, self._last_kept)
+        position, covered = await _settled(caught_up)
         result = await self.session.push_index(on_conflict="merge")
+        if result.merged_from is not None:
+            await in_worker(self._notice_others)
         if self._journal is not None and covered:
             try:
                 await in_writer(self._journal.append, Pushed(result.version, position))
@@ -827,7 +853,8 @@ class CallMemory:
         await asyncio.shield(self._end)
 
     async def _finish(self, *, keep: bool) -> PushIndexResult | None:
-        await asyncio.gather(*self._hearing_tasks, return_exceptions=True)
+        if self._last_kept is not None:
+            await _settled(self._last_kept)
         result, done = None, True
         if keep and (self._turns or self.session.unpushed):
             result = await self._push_patiently()
@@ -875,7 +902,12 @@ def _unit(doc: DocumentInfo) -> F32:
     return unit
 
 
-async def _within(run: Future[_T], limit_s: float) -> _T:
+async def _settled(run: Future[_T]) -> _T:
+    """Wait for a function on the pool, which goes on should the waiter be cancelled."""
+    return await _within(run, None)
+
+
+async def _within(run: Future[_T], limit_s: float | None) -> _T:
     """Wait for a function on the pool, but not for long; what is late goes on.
 
     A run that has not begun is not cancelled: the next draft of the same reply would find nothing.
@@ -895,11 +927,12 @@ async def _within(run: Future[_T], limit_s: float) -> _T:
             loop.call_soon_threadsafe(settle)
 
     run.add_done_callback(wake)
-    timer = loop.call_later(max(0.0, limit_s), settle)
+    timer = None if limit_s is None else loop.call_later(max(0.0, limit_s), settle)
     try:
         await over
     finally:
-        timer.cancel()
+        if timer is not None:
+            timer.cancel()
     if not run.done():
         raise TimeoutError
     return run.result()

@@ -15,6 +15,7 @@ import mmap
 import os
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,7 +66,9 @@ class SegmentCache:
     def get(self, ref: SegmentRef) -> memoryview | None:
         """Return a segment, mapped from disk and verified, or None where it must be fetched.
 
-        Costs a SHA-256 over the file the first time in a process, some microseconds after.
+        Costs a CRC-32 over the file the first time in a process (0.04 s for 100 MB, where SHA-256 takes
+        0.3), some microseconds after. What came from a cloud was checked by its SHA-256; the CRC, taken
+        then, tells a file that the disk or a crash has damaged since.
         """
         path = self._segments / ref.sha256
         with self._forgiving("read", path):
@@ -88,6 +91,8 @@ class SegmentCache:
         with self._forgiving("write", path):
             with self._writing(path) as temporary:
                 temporary.write_bytes(data)
+            with self._writing(self._sum_of(path)) as temporary:
+                temporary.write_text(f"{zlib.crc32(data):08x}")
             self._evict(keep=path)
 
     def read_graph(self, key: str, read: Callable[[Path], T]) -> T | None:
@@ -161,18 +166,34 @@ class SegmentCache:
         with self._lock:
             if self._verified.get(path) == stamp:
                 return True
-        digest = _sha256_of(path) if data is None else hashlib.sha256(data).hexdigest()
-        if digest != sha256:
+        if data is None:
+            sound = _sha256_of(path) == sha256
+        elif (known := self._read_sum(path)) is not None:
+            sound = f"{zlib.crc32(data):08x}" == known
+        else:
+            sound = hashlib.sha256(data).hexdigest() == sha256
+        if not sound:
             logger.warning("dropping a cached file that does not match its hash: %s", path.name)
             return False
         with self._lock:
             self._verified[path] = stamp
         return True
 
+    def _sum_of(self, path: Path) -> Path:
+        return self.directory / "sums" / path.name
+
+    def _read_sum(self, path: Path) -> str | None:
+        try:
+            return self._sum_of(path).read_text(encoding="ascii")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return None
+
     def _drop(self, path: Path) -> None:
         with self._lock:
             self._verified.pop(path, None)
         path.unlink(missing_ok=True)
+        if path.parent == self._segments:
+            self._sum_of(path).unlink(missing_ok=True)
 
     def _evict(self, *, keep: Path) -> None:
         """Bring the directory back under its size; where another process is at it, leave it to that."""
