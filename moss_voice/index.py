@@ -551,13 +551,17 @@ class Index:
         )
         return graph if graph is not None and self._adopt(graph, now.matter) else None
 
-    def read_graph(self, path: Path, *, n_rows: int) -> Graph:
-        """Read a graph of this index's first rows from a file; see `Graph.read`."""
-        return Graph.read(path, self._generation.matter.vectors, n_rows=n_rows)
+    def load_graph(self, path: Path, *, n_rows: int) -> bool:
+        """Use a graph of this index's first rows that was written to a file.
 
-    def adopt_graph(self, graph: Graph) -> bool:
-        """Use a graph that was built over this index's first rows earlier; False where it cannot be."""
-        return self._adopt(graph, self._generation.matter)
+        Returns:
+            False where the rows were swept meanwhile.
+
+        Raises:
+            CorruptDataError: See `Graph.read`.
+        """
+        matter = self._generation.matter
+        return self._adopt(Graph.read(path, matter.vectors, n_rows=n_rows), matter)
 
     def _adopt(self, graph: Graph, matter: _Matter) -> bool:
         with self._write:

@@ -1000,9 +1000,7 @@ class SessionIndex:
             for key, n_rows in prefixes:
                 if cache is None or not index.wants_graph:
                     break
-                graph = cache.read_graph(key, partial(index.read_graph, n_rows=n_rows))
-                if graph is not None:
-                    index.adopt_graph(graph)
+                cache.read_graph(key, partial(index.load_graph, n_rows=n_rows))
             if not index.wants_graph:
                 return
             with _in_background():

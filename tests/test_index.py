@@ -528,6 +528,22 @@ def test_a_filter_never_costs_results(top_k: int) -> None:
 
 
 @pytest.mark.usefixtures("small_graphs")
+def test_a_filter_that_leaves_only_what_is_far_off_is_searched_exactly() -> None:
+    """Where all that the graph finds near is filtered out, the far documents come all the same."""
+    random = np.random.default_rng(4)
+    given_docs = [
+        Doc(f"d{n}", "t", (8.0 if n % 2 else -8.0, *random.normal(size=15)), {"far": n % 2 == 0})
+        for n in range(800)
+    ]
+    index, oracle = Index(16), Oracle()
+    index.upsert(batch(given_docs))
+    oracle.upsert(given_docs)
+    assert index.build_graph() is not None
+    far = {"field": "far", "condition": {"$eq": True}}
+    agree(index, oracle, Query(vector=(1.0,) + (0.0,) * 15, alpha=1.0, filter=far))
+
+
+@pytest.mark.usefixtures("small_graphs")
 def test_a_boosted_document_is_found_though_the_graph_is_not_near_it() -> None:
     """What is boosted is a candidate, however far its vector is from the query's."""
     given_docs = crowd(600)
@@ -555,20 +571,45 @@ def test_a_graph_is_kept_stopped_and_read_again(tmp_path: Path, monkeypatch: Pat
     graph.write(path)
     again = Index(16, blocks=[index.extract()])
     assert again.wants_graph
-    assert again.adopt_graph(again.read_graph(path, n_rows=700))
+    assert again.load_graph(path, n_rows=700)
     assert not again.wants_graph
     query = Query(vector=given_docs[3].vector, alpha=1.0)
     assert [m.document.id for m in query.run(again)] == [m.document.id for m in query.run(index)]
     other = Index(16)
     other.upsert(batch(crowd(700, seed=8)))
     with pytest.raises(CorruptDataError):
-        other.read_graph(path, n_rows=700)
+        other.load_graph(path, n_rows=700)
+    assert other.wants_graph
     monkeypatch.setattr("moss_voice.index.SWEEP_ROWS", 10)
     again.delete([f"d{n}" for n in range(600)])
     assert again.n_rows == 100  # swept: the graph's rows are no more
-    assert not again.adopt_graph(graph)
     again._check()
     assert len(query.run(again)) == 5
+
+
+@pytest.mark.usefixtures("small_graphs")
+def test_a_graph_of_rows_that_were_swept_meanwhile_is_thrown_away(monkeypatch: Patch) -> None:
+    """Rows move while a graph is built over them: it is not used, and searches stay right."""
+    monkeypatch.setattr("moss_voice.index.SWEEP_ROWS", 10)
+    given_docs = crowd(700)
+    index, oracle = Index(16), Oracle()
+    index.upsert(batch(given_docs))
+    oracle.upsert(given_docs)
+
+    more = [Doc(f"e{n}", doc.text, doc.vector) for n, doc in enumerate(crowd(600, seed=9))]
+
+    def sweep() -> bool:
+        if "e0" not in index:
+            for target in (index, oracle):
+                target.delete([doc.id for doc in given_docs[:400]])
+            index.upsert(batch(more))
+            oracle.upsert(more)
+        return False
+
+    assert index.build_graph(should_stop=sweep) is None
+    assert index.n_rows == 900
+    index._check()
+    agree(index, oracle, Query(vector=given_docs[500].vector, alpha=1.0))
 
 
 # --- readers and a writer --------------------------------------------------------------------------

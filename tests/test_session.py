@@ -570,11 +570,14 @@ async def test_the_newer_write_wins_whoever_pushes_first(remote: Remote) -> None
     await early.add_docs([doc("a"), doc("b"), doc("c")])
     await early.push_index()
     late = await SessionIndex.open(remote, "calls")
-    await early.add_docs([doc("a", text="early")], written_at=[HOUR_MS])
-    early.remove(["b"], written_at=early.stamp())
-    await early.add_docs([doc("c", text="early")])
-    await late.add_docs([doc("a", text="late"), doc("b", text="late")])
-    await late.delete_docs(["c"])
+    # In the next hour, so that no stamp of the real clock comes in between.
+    hour = early.stamp() + HOUR_MS
+    changed = [doc("a", text="early"), doc("c", text="early")]
+    await early.add_docs(changed, written_at=[hour + 1, hour + 2])
+    early.remove(["b"], written_at=hour + 3)
+    changed = [doc("a", text="late"), doc("b", text="late")]
+    await late.add_docs(changed, written_at=[hour + 4, hour + 5])
+    late.remove(["c"], written_at=hour + 6)
     await late.push_index("merge")
     await early.push_index("merge")
     assert await texts_of(early) == {"a": "late", "b": "late"}
