@@ -463,9 +463,7 @@ async def test_hearing_never_waits_and_skips_what_is_overtaken(
     assert embedder.runs == [partials[0], partials[-1]]
 
 
-async def test_a_model_that_answers_at_once_is_no_trouble(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_model_that_answers_at_once_is_no_trouble(make: Make) -> None:
     """A run that is over before anybody waits for it, as one from a cache may be, locks nothing up."""
     call = await make()
 
@@ -474,12 +472,12 @@ async def test_a_model_that_answers_at_once_is_no_trouble(
         done.set_result(function(*args))
         return done
 
-    monkeypatch.setattr("moss_voice.call.memory.submit", at_once)
-    hearing = threading.Thread(target=call.hearing, args=("where is my suitcase",), daemon=True)
-    hearing.start()
-    await asyncio.to_thread(hearing.join, 20)
-    assert not hearing.is_alive()
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("moss_voice.call.memory.submit", at_once)
+        hearing = threading.Thread(target=call.hearing, args=("where is my suitcase",), daemon=True)
+        hearing.start()
+        await asyncio.to_thread(hearing.join, 20)
+        assert not hearing.is_alive()
     assert (await call.context("where is my suitcase")).prefetched
 
 
