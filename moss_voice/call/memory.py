@@ -678,7 +678,10 @@ class CallMemory:
         found = [self._find(self.session, own, words, query.top_k, not_said, {})]
         wide = self._widened(own, earlier)
         for (index, index_words), boost in zip(known, boosts, strict=True):
-            same = index.model_id == self.session.model_id
+            # Callers' own models share a name, not always a size.
+            same = index.model_id == self.session.model_id and (
+                own is None or own.size == index.dim
+            )
             asked = wide if same else self._other(index, query.text)
             found.append(self._find(index, asked, index_words, query.top_k, query.visible, boost))
         return found
