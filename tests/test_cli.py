@@ -463,18 +463,18 @@ def test_unforeseen_faults_quote_nothing(
 
 def test_reader_that_leaves_early_is_no_fault(cloud: Path) -> None:
     """`moss-voice index export help | head -0` ends without a word."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*MODULE, "--cloud", str(cloud), "index", "export", "help"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    with process.stderr as told:
-        assert told.read() == ""
-    process.wait(timeout=60)
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        told = process.stderr.read()
+        process.wait(timeout=60)
+    assert told == ""
 
 
 def test_narrow_encodings_lose_signs_and_not_the_result(cloud: Path) -> None:
