@@ -219,19 +219,18 @@ class OnnxEmbedder:
         Returns:
             (n, dim) float32 unit rows in the order of `texts`, owned by the caller.
         """
-        return self._rows([self.settings.document_prompt + text for text in texts], threads)
+        prompt = self.settings.document_prompt
+        if len(texts) == 1:
+            # A turn of a call: nothing to sort into batches.
+            return self._row(prompt + texts[0])[None, :].copy()
+        return self._rows([prompt + text for text in texts], threads)
 
     def embed_query(self, text: str) -> F32:
         """Embed what is searched for; (dim,) float32 of length 1, read-only.
 
         The same as `embed([text])[0]` where the model has no prompts.
         """
-        prompted = self.settings.query_prompt + text
-        row = self._recent.get(prompted)
-        if row is None:
-            row = self._run([self._tokens(prompted)])[0]
-            self._recent.put(prompted, row)
-        return row
+        return self._row(self.settings.query_prompt + text)
 
     def cached(self, text: str, *, query: bool = False) -> F32 | None:
         """The row of a recent text, read-only, or None; never runs the model."""
@@ -242,6 +241,13 @@ class OnnxEmbedder:
 
     def __repr__(self) -> str:
         return f"<OnnxEmbedder {self.model_id!r} {self.dim} dimensions>"
+
+    def _row(self, prompted: str) -> F32:
+        row = self._recent.get(prompted)
+        if row is None:
+            row = self._run([self._tokens(prompted)])[0]
+            self._recent.put(prompted, row)
+        return row
 
     def _rows(self, texts: Sequence[str], threads: int) -> F32:
         rows = np.empty((len(texts), self.dim), dtype=np.float32)

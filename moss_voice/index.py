@@ -465,10 +465,13 @@ class Index:
             if rows is None
             else now.matter.vectors.dot(vector, rows)
         )
-        keyword = np.zeros(now.n_rows, np.float32)
-        keyword[words] = scores
-        if rows is not None:
-            keyword = keyword[rows]
+        keyword = np.zeros(dense.size, np.float32)
+        if rows is None:
+            keyword[words] = scores
+        elif words.size:
+            # Both ascend: look the candidates up among the rows that share a word.
+            at = np.minimum(np.searchsorted(words, rows), words.size - 1)
+            np.copyto(keyword, scores[at], where=words[at] == rows)
         fused = fuse(dense, keyword, alpha=alpha)
         score = to_score(dense)
         _add(boosted, fused, rows)

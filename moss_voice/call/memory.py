@@ -340,7 +340,7 @@ class CallMemory:
         fields["turn"] = turn.number
         if turn.filler:
             fields["filler"] = True
-        doc = DocumentInfo(turn.id, text, fields, vector)
+        doc.id, doc.metadata = turn.id, fields
         self._last_kept = submit(self._keep, doc, self._last_kept)
         # A host that cancels its own task at hang-up does not cancel this with it.
         await _settled(self._last_kept)
