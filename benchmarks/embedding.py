@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -68,6 +69,7 @@ def beside(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, d
 
 def graph_run(path: Path, tokens: int) -> Callable[[], object]:
     """Return a run of a bare graph on one text of that many tokens."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

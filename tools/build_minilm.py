@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -299,6 +300,7 @@ class Runner:
     """Runs a graph on texts, one at a time and without padding, as the embedder does."""
 
     def __init__(self, model: bytes, tokenizer_json: bytes) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
         from tokenizers import Tokenizer
 

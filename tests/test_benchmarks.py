@@ -1,0 +1,50 @@
+"""The benchmarks run: once, tiny, for what they report and not for how fast it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def benchmark(module: str, *args: str) -> str:
+    """Run a benchmark as `make bench` does; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_everything_is_measured(tmp_path: Path) -> None:
+    """`make bench` reports every number that the README shows, as a table and as JSON."""
+    path = tmp_path / "bench.json"
+    table = benchmark("benchmarks.run", "--tiny", "--json", str(path))
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert report["tiny"] is True
+    for row in report["turns"]:
+        for kind in ("context", "context_prefetched", "heard"):
+            assert row[kind]["n"] > 0
+            assert row[kind]["p50"] > 0
+            assert row[kind]["model"]["p50"] > 0
+    assert report["cold_start"]["hits"] > 0
+    assert report["push"]["uploaded_kb"] > 0
+    assert report["large"]["cache_load_and_first_query_s"] > 0
+    assert "context" in table
+    assert "push of 20 turns" in table
+
+
+def test_the_model_is_measured_by_length() -> None:
+    """`benchmarks.embedding` reports each length, with and without the tokenizer."""
+    report = json.loads(
+        benchmark("benchmarks.embedding", "--rounds", "2", "--texts", "8", "--json")
+    )
+    assert "64" in json.dumps(report)
