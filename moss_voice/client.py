@@ -36,7 +36,7 @@ from moss_voice.errors import (
     MossError,
     SessionClosedError,
 )
-from moss_voice.session import Progress, Remote, SessionIndex, in_worker, in_writer
+from moss_voice.session import Progress, Remote, SessionIndex
 from moss_voice.types import (
     DocumentInfo,
     GetDocumentsOptions,
@@ -49,6 +49,7 @@ from moss_voice.types import (
     RecoveredCall,
     SearchResult,
 )
+from moss_voice.workers import in_worker, in_writer
 
 __all__ = ["Authenticator", "MossClient"]
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -71,17 +71,13 @@ from moss_voice.types import (
     QueryResultDocumentInfo,
     SearchResult,
 )
+from moss_voice.workers import in_worker, pool
 
 __all__ = [
     "Progress",
     "Remote",
     "SessionIndex",
-    "in_worker",
-    "in_writer",
     "normalised",
-    "submit",
-    "submit_aside",
-    "submit_write",
 ]
 
 logger = logging.getLogger(__name__)
@@ -95,55 +91,6 @@ Progress = Callable[[int, int], None]
 EMBED_CHUNK = 256
 # Background work (graphs) gives way to everything that answers a caller.
 _BACKGROUND_NICENESS = 10
-
-_pools: dict[str, ThreadPoolExecutor] = {}
-_pools_lock = threading.Lock()
-
-
-def _pool(name: str, threads: int) -> ThreadPoolExecutor:
-    """Return a pool of this process: every session shares it, nothing else uses it."""
-    with _pools_lock:
-        if name not in _pools:
-            _pools[name] = ThreadPoolExecutor(threads, thread_name_prefix=f"moss_voice-{name}")
-        return _pools[name]
-
-
-def _forget_pools() -> None:
-    """Drop pools whose threads did not come along into a forked child."""
-    _pools.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pools)
-
-
-def submit(function: Callable[..., T], *args: object) -> Future[T]:
-    """Start a function on our pool, from any thread."""
-    return _pool("work", max(4, min(8, os.cpu_count() or 4))).submit(function, *args)
-
-
-def submit_aside(function: Callable[..., T], *args: object) -> Future[T]:
-    """Start something short beside the work pool, whose threads may wait for it.
-
-    For what can be done while the model runs, which leaves the interpreter to others. The function
-    must not wait for the pools itself.
-    """
-    return _pool("aside", 2).submit(function, *args)
-
-
-async def in_worker(function: Callable[..., T], *args: object) -> T:
-    """Run a function on our pool; about 0.1 ms of overhead."""
-    return await asyncio.wrap_future(submit(function, *args))
-
-
-def submit_write(function: Callable[..., T], *args: object) -> Future[T]:
-    """Start something that waits for a local disk, beside the pool that computes."""
-    return _pool("disk", 2).submit(function, *args)
-
-
-async def in_writer(function: Callable[..., T], *args: object) -> T:
-    """Run a function that waits for a local disk, beside the pool that computes."""
-    return await asyncio.wrap_future(submit_write(function, *args))
 
 
 class Remote(NamedTuple):
@@ -991,7 +938,7 @@ class SessionIndex:
         running = self._graph_job is not None and not self._graph_job.done()
         if index is None or running or not index.wants_graph:
             return
-        self._graph_job = _pool("graphs", 1).submit(self._build_graph, index, prefixes)
+        self._graph_job = pool("graphs", 1).submit(self._build_graph, index, prefixes)
 
     def _build_graph(self, index: Index, prefixes: tuple[tuple[str, int], ...]) -> None:
         """Find the graph of the longest prefix in the cache, or build one and keep it there."""

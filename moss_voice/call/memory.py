@@ -32,15 +32,7 @@ from moss_voice.call.focus import Focus, Names
 from moss_voice.call.journal import Journal, Pushed, Put
 from moss_voice.errors import InvalidArgumentError, MossError, SessionClosedError
 from moss_voice.index import Match, Words, encode_document
-from moss_voice.session import (
-    SessionIndex,
-    in_worker,
-    in_writer,
-    normalised,
-    submit,
-    submit_aside,
-    submit_write,
-)
+from moss_voice.session import SessionIndex, normalised
 from moss_voice.types import (
     CallContext,
     DocumentInfo,
@@ -49,6 +41,7 @@ from moss_voice.types import (
     MetadataValue,
     PushIndexResult,
 )
+from moss_voice.workers import in_worker, in_writer, submit, submit_aside, submit_write
 
 __all__ = ["CallMemory", "Counters"]
 

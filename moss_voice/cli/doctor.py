@@ -36,8 +36,8 @@ from moss_voice.cloud.store import Cloud, encode_name, open_cloud
 from moss_voice.embedding import Embedder
 from moss_voice.errors import CloudUnavailableError, MossError
 from moss_voice.models import DEFAULT_MODEL, load_embedder
-from moss_voice.session import in_worker
 from moss_voice.text import ANALYZER
+from moss_voice.workers import in_worker
 
 __all__ = ["run_doctor"]
 
