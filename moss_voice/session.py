@@ -8,14 +8,13 @@ A call that fails leaves the session as it was.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -950,8 +949,8 @@ class SessionIndex:
                 cache.read_graph(key, partial(index.load_graph, n_rows=n_rows))
             if not index.wants_graph:
                 return
-            with _in_background():
-                graph = index.build_graph(should_stop=partial(self._should_stop, index))
+            _give_way()
+            graph = index.build_graph(should_stop=partial(self._should_stop, index))
             if graph is not None and cache is not None:
                 for key, n_rows in prefixes:
                     if n_rows == graph.n_rows:
@@ -970,16 +969,13 @@ class SessionIndex:
         return going or self._index is not index
 
 
-@contextlib.contextmanager
-def _in_background() -> Iterator[None]:
-    """Lower this thread's priority where the system has one per thread."""
-    if not sys.platform.startswith("linux"):
-        yield
-        return
-    thread = threading.get_native_id()
-    os.setpriority(os.PRIO_PROCESS, thread, _BACKGROUND_NICENESS)
-    # Raising it again needs a privilege; the graph pool's thread does nothing else anyway.
-    yield
+def _give_way() -> None:
+    """Lower this thread's priority where the system has one per thread.
+
+    For good: raising it again needs a privilege, and the graph pool's thread does nothing else.
+    """
+    if sys.platform.startswith("linux"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _BACKGROUND_NICENESS)
 
 
 def _check_model(name: str, head: Commit, model_id: str) -> None:
