@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv >/dev/null 2>&1 || true
 	@echo "Installing moss-voice and its tools into $(VENV) (hnswlib is compiled: about a minute)"
-	@$(call install,$(PY),--editable '.[dev]')
+	@$(call install,$(PY),--editable '.[livekit,dev]')
 	@touch $@
 
 demo: $(READY)

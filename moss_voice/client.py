@@ -22,7 +22,7 @@ import platformdirs
 
 from moss_voice import ranking
 from moss_voice.call.context import MAX_TOKENS
-from moss_voice.call.journal import Contents, Delete, Header, Journal, find_journals
+from moss_voice.call.journal import Contents, Delete, Header, Journal, Put, find_journals
 from moss_voice.call.memory import DEADLINE_MS, MIN_SCORE, CallMemory
 from moss_voice.cloud.cache import SegmentCache
 from moss_voice.cloud.log import Commit
@@ -235,13 +235,22 @@ class MossClient:
             await session.close()
             raise
 
-    async def recover(self) -> list[RecoveredCall]:
+    async def recover(self, call_id: str | None = None) -> list[RecoveredCall]:
         """Push the turns of calls whose process died or whose push failed, and clear their journals.
 
         Calls that are alive, here or in another process, are left alone. Safe to run at any time.
+
+        Args:
+            call_id: Only this call's; an agent that takes up a call does so before it opens it.
         """
         remote = await self._remote()
         found = await in_writer(find_journals, self._journal_path, remote.project)
+        if call_id is not None:
+            found = [
+                journal
+                for journal in found
+                if journal.header is not None and journal.header.index_name == call_id
+            ]
         results = [await self._recover(journal.path, journal.header) for journal in found]
         return [result for result in results if result is not None]
 
@@ -257,7 +266,8 @@ class MossClient:
             return None if taken else RecoveredCall(name, 0, 0, "failed", str(error))
         except MossError as error:
             return RecoveredCall(name, 0, 0, "failed", str(error))
-        turns, damaged = len(contents.unpushed), contents.damaged
+        damaged = contents.damaged
+        turns = sum(isinstance(record, Put) for record in _last_words(contents))
         try:
             await self._push_journal(contents)
             await in_writer(journal.clear)
@@ -269,12 +279,13 @@ class MossClient:
         return RecoveredCall(name, turns, damaged, "pushed")
 
     async def _push_journal(self, contents: Contents) -> None:
-        if not contents.unpushed:
+        records = _last_words(contents)
+        if not records:
             return
         async with await self.session(
             contents.header.index_name, contents.header.model_id
         ) as session:
-            for record in contents.unpushed:
+            for record in records:
                 if isinstance(record, Delete):
                     await in_worker(
                         partial(session.remove, [record.id], written_at=record.written_at_ms)
@@ -537,3 +548,11 @@ def _info(commit: Commit) -> IndexInfo:
         updated_at=commit.updated_at,
         model=commit.model_id,
     )
+
+
+def _last_words(contents: Contents) -> list[Put | Delete]:
+    """Return the last record on each document that no push has covered, in the order of the first ones."""
+    last: dict[str, Put | Delete] = {}
+    for record in contents.unpushed:
+        last[record.id if isinstance(record, Delete) else str(record.document["id"])] = record
+    return list(last.values())

@@ -29,7 +29,8 @@ from moss_voice import ranking
 from moss_voice import text as spoken
 from moss_voice.call.context import MAX_TOKENS, passage_source, render, turn_source
 from moss_voice.call.focus import Focus, Names
-from moss_voice.call.journal import Journal, Pushed, Put
+from moss_voice.call.journal import Delete, Journal, Pushed, Put
+from moss_voice.call.utterances import Utterance, Utterances
 from moss_voice.errors import InvalidArgumentError, MossError, SessionClosedError
 from moss_voice.index import Match, Words, encode_document
 from moss_voice.session import SessionIndex, normalised
@@ -104,7 +105,8 @@ class _Query(NamedTuple):
     words: str
     visible: frozenset[str]
     top_k: int
-    given: tuple[float, ...] | None
+    given: tuple[float, ...] | None = None
+    is_turn: bool = True
 
 
 class _Foreseen(NamedTuple):
@@ -188,6 +190,9 @@ class CallMemory:
         self._counts = dict.fromkeys(Counters._fields, 0)
         self._durable = journal is not None
         self._last_kept: Future[Any] | None = None
+        # The event loop's alone, with the writes that bring each of them to the journal.
+        self._utterances = Utterances()
+        self._noted: dict[str, tuple[Put, Future[None]]] = {}
         self._end: asyncio.Task[PushIndexResult | None] | None = None
 
     @classmethod
@@ -281,6 +286,7 @@ class CallMemory:
         at: float | None = None,
         final: bool = True,
         interrupted: bool = False,
+        typed: bool = False,
         id: str | None = None,  # noqa: A002 - the published signature
         metadata: Mapping[str, MetadataValue] | None = None,
         embedding: Sequence[float] | None = None,
@@ -289,14 +295,16 @@ class CallMemory:
 
         The journal is written and flushed while the model runs, so that the turn survives `kill -9`
         and, where `durable`, a power cut. A blank is not kept; a filler ("mm-hmm") is kept and never
-        recalled.
+        recalled. The speaker's utterances that the turn is made of are forgotten; those that it passed
+        over become turns of their own before it, marked `unanswered` (see `uttered`).
 
         Args:
             text: What was really spoken: after an interruption, no more than that.
             speaker: `caller`, `agent`, or a name.
-            at: Seconds into the call; now where None.
+            at: When it began, in seconds into the call; now where None.
             final: False hands the text to `hearing`.
             interrupted: True where the speaker was cut off.
+            typed: True where it was not spoken; it takes in no utterances.
             id: Of the turn, to correct it later by the same id; made up where None.
             metadata: Kept with the turn.
             embedding: (dim,) numbers, where the call's model is `custom`.
@@ -318,26 +326,110 @@ class CallMemory:
             return None
         if not text.strip():
             return None
-        at_s = self._now() - self._started if at is None else float(at)
+        at_s = self._seconds(at)
         fields: Metadata = {**(metadata or {}), "speaker": speaker, "at_s": round(at_s, 3)}
         if interrupted:
             fields["interrupted"] = True
+        if typed:
+            fields["typed"] = True
         vector = None if embedding is None else tuple(float(x) for x in embedding)
         # A recogniser's broken characters must not cost the turn.
-        text = text.encode("utf-8", "replace").decode()
+        text = _sound(text)
         doc = DocumentInfo(id or "turn", text, fields, vector)
         self._check_turn(doc)
         # From here on nothing raises.
+        taken: list[Utterance] = []
+        if not typed:
+            began_s = None if at is None else at_s
+            taken, passed = self._utterances.settle(text, speaker, began_s)
+            self._keep_unanswered(passed)
+        turn_id = self._begin_turn(id, doc, [*taken])
+        assert self._last_kept is not None  # noqa: S101 - just set
+        # A host that cancels its own task at hang-up does not cancel this with it.
+        await _settled(self._last_kept)
+        return turn_id
+
+    def _seconds(self, at: float | None) -> float:
+        return self._now() - self._started if at is None else float(at)
+
+    def _begin_turn(
+        self, id_: str | None, doc: DocumentInfo, settled: Sequence[Utterance] = ()
+    ) -> str:
+        """Number a turn and queue what keeps it, with the end of the utterances that it settles."""
+        fields = doc.metadata
+        assert fields is not None  # noqa: S101 - ours
         with self._state:
-            turn = self._number(id, text, speaker)
+            turn = self._number(id_, doc.text, str(fields["speaker"]))
         fields["turn"] = turn.number
         if turn.filler:
             fields["filler"] = True
-        doc.id, doc.metadata = turn.id, fields
-        self._last_kept = submit(self._keep, doc, self._last_kept)
-        # A host that cancels its own task at hang-up does not cancel this with it.
-        await _settled(self._last_kept)
+        doc.id = turn.id
+        notes = [self._noted.pop(utterance.id) for utterance in settled]
+        self._last_kept = submit(self._keep, doc, notes, self._last_kept)
         return turn.id
+
+    def _keep_unanswered(self, utterances: Sequence[Utterance]) -> None:
+        """Make turns of utterances that the host took no notice of."""
+        for utterance in utterances:
+            put, _ = self._noted[utterance.id]
+            fields = {**put.document["metadata"], "unanswered": True}
+            doc = DocumentInfo(utterance.id, utterance.text, fields)
+            self._begin_turn(utterance.id, doc, [utterance])
+
+    def uttered(
+        self,
+        text: str,
+        speaker: str = "caller",
+        *,
+        at: float | None = None,
+        id: str | None = None,  # noqa: A002 - as in `heard`
+        metadata: Mapping[str, MetadataValue] | None = None,
+    ) -> str | None:
+        """Note what a recogniser has finished of a turn that is still going on.
+
+        It is in the journal at once, so that it survives `kill -9`, and cannot be recalled yet: that
+        comes with the turn, told by `heard`, which takes it in. Where no turn does (the host dropped
+        it, the call ended) it becomes a turn of its own. Returns at once. Where the model is `custom`
+        nothing is noted: there would be no embedding for it.
+
+        Args:
+            text: As the recogniser has it.
+            speaker: As in `heard`.
+            at: When it was said, in seconds into the call; now where None.
+            id: To correct it later by the same id; made up where None.
+            metadata: Kept with a turn that is made of this alone.
+
+        Returns:
+            The utterance's id; None where nothing was noted.
+
+        Raises:
+            InvalidArgumentError: If an argument is not what it should be.
+            SessionClosedError: After `end` or `discard`.
+        """
+        if not isinstance(text, str) or not isinstance(speaker, str) or not speaker:
+            raise InvalidArgumentError("uttered: expected a text and a speaker's name, both str")
+        self._check_live()
+        if self.session.embedder is None or not text.strip():
+            return None
+        at_s = self._seconds(at)
+        fields: Metadata = {**(metadata or {}), "speaker": speaker, "at_s": round(at_s, 3)}
+        utterance_id = id or f"utterance-{self._writer}-{secrets.token_hex(4)}"
+        text = _sound(text)
+        encode_document(utterance_id, text, fields, None)  # raises for what could not be kept
+        document = {"id": utterance_id, "text": text, "metadata": fields}
+        put = Put(document, self.session.stamp())
+        self._utterances.add(Utterance(utterance_id, text, speaker, at_s))
+        before = self._noted.get(utterance_id)
+        write = submit_write(self._note, put, before[1] if before is not None else None)
+        self._noted[utterance_id] = put, write
+        return utterance_id
+
+    def _note(self, put: Put, before: Future[None] | None) -> None:
+        if before is not None:
+            wait([before])
+        journal = self._journal
+        if journal is not None:
+            self._excused(lambda: journal.append(put))
 
     def _check_turn(self, doc: DocumentInfo) -> None:
         """Raise for a turn that could never be indexed."""
@@ -373,24 +465,35 @@ class CallMemory:
         self._changed_at[turn_id] = self._revision
         self._changed_at.move_to_end(turn_id)
 
-    def _keep(self, doc: DocumentInfo, before: Future[Any] | None) -> None:
-        """Journal and index a turn, each whatever becomes of the other; one turn after another."""
-        if before is not None:
-            wait([before])
+    def _keep(
+        self,
+        doc: DocumentInfo,
+        notes: Sequence[tuple[Put, Future[None]]],
+        before: Future[Any] | None,
+    ) -> None:
+        """Journal and index a turn, each whatever becomes of the other; one turn after another.
+
+        The notes of the utterances that the turn is made of end in the write that brings the turn.
+        """
+        wait([future for _, future in notes] + ([before] if before is not None else []))
         written_at = self.session.stamp()
-        flushed = self._write(doc, written_at)
+        ended = [put.document["id"] for put, _ in notes if put.document["id"] != doc.id]
+        flushed = self._write(doc, written_at, ended)
         self._index(doc, written_at)
         if flushed is not None:
             self._excused(flushed.result)
 
-    def _write(self, doc: DocumentInfo, written_at: int) -> Future[None] | None:
+    def _write(
+        self, doc: DocumentInfo, written_at: int, ended: Sequence[str]
+    ) -> Future[None] | None:
         """Write a turn to the journal; returns its way to the disk, which goes on beside the model."""
         journal = self._journal
         if journal is None:
             return None
         vector = None if doc.embedding is None else np.array(doc.embedding, np.float32)
         document = {"id": doc.id, "text": doc.text, "metadata": doc.metadata}
-        self._excused(lambda: journal.append(Put(document, written_at, vector)))
+        ends = [Delete(id_, written_at) for id_ in ended]
+        self._excused(lambda: journal.append(Put(document, written_at, vector), *ends))
         return submit_write(journal.sync) if self._durable else None
 
     def _excused(self, journaling: Callable[[], object]) -> None:
@@ -498,7 +601,7 @@ class CallMemory:
         with self._state:
             revision = self._revision
         vector = embedder.embed_query(partial)
-        query = _Query(partial, spoken.squash(partial), frozenset(), self.top_k + _SPARE_HITS, None)
+        query = _Query(partial, spoken.squash(partial), frozenset(), self.top_k + _SPARE_HITS)
         return _Foreseen(vector, self._search(query, vector.view), revision)
 
     def _interim_done(self, _: Future[_Foreseen]) -> None:
@@ -519,6 +622,7 @@ class CallMemory:
         top_k: int | None = None,
         deadline_ms: float | None = None,
         embedding: Sequence[float] | None = None,
+        is_turn: bool = True,
     ) -> CallContext:
         """Return what is worth knowing for the reply to a turn, from this call and the knowledge.
 
@@ -533,6 +637,8 @@ class CallMemory:
             top_k: The most hits; the call's where None.
             deadline_ms: The call's where None.
             embedding: (dim,) numbers for `text`, where the model is `custom`.
+            is_turn: False where the text is not said now, so that no turn is left out for having its
+                words: an agent that takes over asks for what was said last.
         """
         started = time.perf_counter()
         if not isinstance(text, str) or isinstance(visible, str):
@@ -552,13 +658,13 @@ class CallMemory:
         shown = frozenset(visible)
         given = None if embedding is None else tuple(embedding)
         words = spoken.squash(text)
-        key = (words, shown, tokens, top_k or self.top_k, given, revision)
+        key = (words, shown, tokens, top_k or self.top_k, given, is_turn, revision)
         with self._state:
             answer = self._answers.get(key)
         if answer is not None:
             return self._context(answer, started, "ok")
         limit_s = (self.deadline_ms if deadline_ms is None else deadline_ms) / 1000.0
-        query = _Query(text, words, shown, top_k or self.top_k, given)
+        query = _Query(text, words, shown, top_k or self.top_k, given, is_turn)
         run = submit(self._answer, key, query, tokens)
         try:
             answer = await _within(run, limit_s - (time.perf_counter() - started))
@@ -596,7 +702,7 @@ class CallMemory:
 
     def _foreseen(self, query: _Query) -> tuple[_Foreseen | None, bool]:
         """Return what an interim that stands for the query found, and whether it has its words."""
-        if query.given is not None:
+        if query.given is not None or not query.is_turn:
             return None, False
         with self._state:
             run = self._interims.get(query.words)
@@ -653,7 +759,7 @@ class CallMemory:
         """
         terms = dict.fromkeys(spoken.term_ids(query.text).tolist(), 1.0)
         with self._state:
-            current = self._current(query.words)
+            current = self._current(query.words) if query.is_turn else set()
             not_said = query.visible | current | self._fillers
             earlier = [old for id_, old in self._vectors if id_ not in current]
             turns = reversed(self._turns.values())
@@ -754,30 +860,55 @@ class CallMemory:
 
         Like `context` it is empty where it would be late or fails.
         """
+        return await self._looked_up(self._recall, text, top_k, what="recall")
+
+    async def search_knowledge(self, text: str, *, top_k: int | None = None) -> list[Hit]:
+        """Return the passages of the knowledge that fit a text, best first: for an agent's own tool.
+
+        Like `context` it takes into account what the call is about, and is empty where it would be late
+        or fails.
+        """
+        return await self._looked_up(self._passages, text, top_k, what="search_knowledge")
+
+    async def _looked_up(
+        self,
+        search: Callable[[_Query], _Found],
+        text: str,
+        top_k: int | None,
+        *,
+        what: str,
+    ) -> list[Hit]:
         if not isinstance(text, str):
-            raise InvalidArgumentError(f"recall: expected a text, got {type(text).__name__}")
+            raise InvalidArgumentError(f"{what}: expected a text, got {type(text).__name__}")
+        if top_k is not None and top_k < 1:
+            raise InvalidArgumentError(f"{what}: expected a top_k of 1 or more, got {top_k}")
         if self._end is not None or not text.strip():
             return []
-
-        words = spoken.squash(text)
-        query = _Query(text, words, frozenset(), top_k or self.top_k, None)
+        query = _Query(text, spoken.squash(text), frozenset(), top_k or self.top_k)
 
         def run() -> list[Hit]:
-            foreseen, _ = self._foreseen(query)
-            model = self._model(query) if foreseen is None else foreseen.vector.view
-            terms = dict.fromkeys(spoken.term_ids(text).tolist(), 1.0)
-            found_words = self.session.words(terms)
-            with self._state:
-                left_out = self._current(words) | self._fillers
-            own = model() if model is not None else None
-            found = self._find(self.session, own, found_words, query.top_k, left_out, {})
-            return [self._hit(*pair) for pair in found]
+            return [self._hit(*pair) for pair in search(query)[: query.top_k]]
 
         try:
             return await _within(submit(run), self.deadline_ms / 1000.0)
         except Exception as error:  # noqa: BLE001 - the host must not hear of it
-            logger.error("call %r: no recall (%s)", self.name, type(error).__name__)
+            logger.error("call %r: no %s (%s)", self.name, what, type(error).__name__)
             return []
+
+    def _recall(self, query: _Query) -> _Found:
+        foreseen, _ = self._foreseen(query)
+        model = self._model(query) if foreseen is None else foreseen.vector.view
+        terms = dict.fromkeys(spoken.term_ids(query.text).tolist(), 1.0)
+        words = self.session.words(terms)
+        with self._state:
+            left_out = self._current(query.words) | self._fillers
+        own = model() if model is not None else None
+        return self._find(self.session, own, words, query.top_k, left_out, {})
+
+    def _passages(self, query: _Query) -> _Found:
+        _, *known = self._search(query, self._model(query))
+        found = [pair for source in known for pair in source]
+        return sorted(found, key=lambda pair: -pair[1].fused)
 
     def _hit(self, index: SessionIndex, match: Match) -> Hit:
         doc = match.document
@@ -821,7 +952,9 @@ class CallMemory:
             await in_worker(self._notice_others)
         if self._journal is not None and covered:
             try:
-                await in_writer(self._journal.append, Pushed(result.version, position))
+                # What is noted and no turn yet lies before the position, and is not in the cloud.
+                notes = [put for put, _ in self._noted.values()]
+                await in_writer(self._journal.append, Pushed(result.version, position), *notes)
             except MossError as error:
                 # The push stands; a recovery would push the same turns again, which changes nothing.
                 logger.warning("call %r: the push was not journaled (%s)", self.name, error)
@@ -849,6 +982,11 @@ class CallMemory:
         await asyncio.shield(self._end)
 
     async def _finish(self, *, keep: bool) -> PushIndexResult | None:
+        left = self._utterances.take_all()
+        if keep:
+            self._keep_unanswered(left)
+        for _, write in tuple(self._noted.values()):
+            await _settled(write)
         if self._last_kept is not None:
             await _settled(self._last_kept)
         result, done = None, True
@@ -885,6 +1023,11 @@ class CallMemory:
 
 
 _NOTHING = _Answer("", [], prefetched=False)
+
+
+def _sound(text: str) -> str:
+    """Replace what is no Unicode text."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _unit(doc: DocumentInfo) -> F32:
