@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import platformdirs
 
@@ -26,9 +26,10 @@ from moss_voice.call.journal import Contents, Delete, Header, Journal, Put, find
 from moss_voice.call.memory import DEADLINE_MS, MIN_SCORE, CallMemory
 from moss_voice.cloud.cache import SegmentCache
 from moss_voice.cloud.log import Commit
-from moss_voice.cloud.store import Cloud, open_cloud
+from moss_voice.cloud.store import DEFAULT_PROJECT, Cloud, open_cloud
 from moss_voice.errors import (
     AuthenticationError,
+    CloudUnavailableError,
     IndexExistsError,
     IndexNotFoundError,
     InvalidArgumentError,
@@ -54,6 +55,8 @@ from moss_voice.workers import in_worker, in_writer
 __all__ = ["Authenticator", "MossClient"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Returns a token for a moss-voice server; called again when one is refused.
 Authenticator = Callable[[], Awaitable[str]]
@@ -184,6 +187,7 @@ class MossClient:
         max_tokens: int = MAX_TOKENS,
         deadline_ms: float = DEADLINE_MS,
         journal: bool = True,
+        open_timeout_s: float | None = None,
     ) -> CallMemory:
         """Start or resume the memory of a call.
 
@@ -198,6 +202,10 @@ class MossClient:
             max_tokens: The budget of one context.
             deadline_ms: How long a context may take.
             journal: False gives up surviving a crash.
+            open_timeout_s: How long the cloud may take; a live caller waits. After that, and where it
+                does not answer, the call begins with nothing stored and without the knowledge that could
+                not be loaded; its push merges it with what is stored. Where None, the cloud is waited
+                for, and its failure is raised.
 
         Raises:
             IndexNotFoundError: If a knowledge index does not exist.
@@ -207,10 +215,15 @@ class MossClient:
         self._check_key_holder("call()")
         if isinstance(knowledge, str) or isinstance(focus, str):
             raise InvalidArgumentError("knowledge and focus: expected a list of names")
-        remote = await self._remote()
-        session, *indexes = await asyncio.gather(
-            self.session(call_id, model_id), *(self._loaded_index(name) for name in knowledge)
-        )
+        if open_timeout_s is None:
+            remote = await self._remote()
+            session, *indexes = await asyncio.gather(
+                self.session(call_id, model_id), *(self._loaded_index(name) for name in knowledge)
+            )
+        else:
+            remote, session, indexes = await self._opened_in_time(
+                call_id, model_id, knowledge, open_timeout_s
+            )
         book: Journal | None = None
         try:
             if journal:
@@ -234,6 +247,39 @@ class MossClient:
                 book.clear()
             await session.close()
             raise
+
+    async def _opened_in_time(
+        self, call_id: str, model_id: str | None, knowledge: Sequence[str], limit_s: float
+    ) -> tuple[Remote, SessionIndex, list[SessionIndex]]:
+        """Open a call's indexes, those that the cloud gives in time."""
+
+        async def in_time(opening: Awaitable[T], what: str) -> T | None:
+            # What is late goes on where others may want it: the next call finds it loaded.
+            task = asyncio.ensure_future(opening)
+            try:
+                return await asyncio.wait_for(asyncio.shield(task), deadline - time.monotonic())
+            except (CloudUnavailableError, TimeoutError) as error:
+                task.add_done_callback(_retrieved)
+                kind = type(error).__name__
+                logger.error("call %r begins without %s (%s)", call_id, what, kind)
+                return None
+
+        deadline = time.monotonic() + limit_s
+        remote = await in_time(self._remote(), "its cloud")
+        if remote is None:
+            # Nothing is read or written here until the push, which finds out whether it may.
+            project = self._project_id or DEFAULT_PROJECT
+            cache = await in_worker(SegmentCache, self._cache_path)
+            remote = Remote(await in_worker(open_cloud, self._where), project, cache)
+            return remote, await SessionIndex.start(remote, call_id, model_id), []
+        session, *found = await asyncio.gather(
+            in_time(self.session(call_id, model_id), "what is stored of it"),
+            *(in_time(self._loaded_index(name), f"the knowledge {name!r}") for name in knowledge),
+        )
+        if session is None:
+            session = await SessionIndex.start(remote, call_id, model_id)
+            self._sessions.add(session)
+        return remote, session, [index for index in found if index is not None]
 
     async def recover(self, call_id: str | None = None) -> list[RecoveredCall]:
         """Push the turns of calls whose process died or whose push failed, and clear their journals.
@@ -556,3 +602,9 @@ def _last_words(contents: Contents) -> list[Put | Delete]:
     for record in contents.unpushed:
         last[record.id if isinstance(record, Delete) else str(record.document["id"])] = record
     return list(last.values())
+
+
+def _retrieved(task: asyncio.Future[Any]) -> None:
+    """Take note of the end of something that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()

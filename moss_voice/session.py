@@ -221,15 +221,7 @@ class SessionIndex:
                 raise IndexNotFoundError(
                     f"the cloud holds no index {name!r} in project {remote.project!r}"
                 )
-            embedder = await in_worker(_embedder_of, model_id or DEFAULT_MODEL)
-            return cls(
-                name,
-                model_id=embedder.model_id if embedder else CUSTOM,
-                embedder=embedder,
-                remote=remote,
-                pinned=model_id is not None,
-                now=now,
-            )
+            return await cls.start(remote, name, model_id, now=now)
         chosen = model_id if model_id is not None else head.model_id
         if chosen in MODEL_IDS:
             # Before it is loaded, which may mean a download.
@@ -244,6 +236,30 @@ class SessionIndex:
         self._tombstones = loaded.tombstones
         self._grow_graph(loaded.prefixes)
         return self
+
+    @classmethod
+    async def start(
+        cls,
+        remote: Remote,
+        name: str,
+        model_id: str | None = None,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> Self:
+        """Start empty, whatever the cloud holds of that name: it is not asked.
+
+        Raises:
+            ModelNotFoundError: If there is no such model.
+        """
+        embedder = await in_worker(_embedder_of, model_id or DEFAULT_MODEL)
+        return cls(
+            name,
+            model_id=embedder.model_id if embedder else CUSTOM,
+            embedder=embedder,
+            remote=remote,
+            pinned=model_id is not None,
+            now=now,
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._closed.is_set() else f"{self.unpushed} unpushed"

@@ -408,6 +408,8 @@ class CallMemory:
         """
         if not isinstance(text, str) or not isinstance(speaker, str) or not speaker:
             raise InvalidArgumentError("uttered: expected a text and a speaker's name, both str")
+        if id is not None and (not isinstance(id, str) or not id):
+            raise InvalidArgumentError("uttered: expected an utterance id that is not empty")
         self._check_live()
         if self.session.embedder is None or not text.strip():
             return None
@@ -615,9 +617,10 @@ class CallMemory:
 
     async def context(
         self,
-        text: str,
+        text: str | None,
         *,
         visible: Collection[str] = (),
+        seen: Collection[str] = (),
         budget: int | None = None,
         top_k: int | None = None,
         deadline_ms: float | None = None,
@@ -631,8 +634,11 @@ class CallMemory:
         deadline: late or after a fault it is empty, and `outcome` says so.
 
         Args:
-            text: The turn to reply to, whether or not it was `heard` yet; it is left out itself.
+            text: The turn to reply to, whether or not it was `heard` yet; it is left out itself. None
+                where the agent speaks of its own accord: what was said last is recalled if the LLM does
+                not see it, as after a hand-over, and nothing otherwise.
             visible: Ids of turns and passages that the LLM sees anyway.
+            seen: Texts that it sees anyway; hits that only repeat them are left out.
             budget: The most tokens of the block; the call's `max_tokens` where None.
             top_k: The most hits; the call's where None.
             deadline_ms: The call's where None.
@@ -641,8 +647,10 @@ class CallMemory:
                 words: an agent that takes over asks for what was said last.
         """
         started = time.perf_counter()
-        if not isinstance(text, str) or isinstance(visible, str):
-            raise InvalidArgumentError("context: expected a text and a collection of visible ids")
+        if not isinstance(text, str | None) or isinstance(visible, str) or isinstance(seen, str):
+            raise InvalidArgumentError(
+                "context: expected a text or None, and collections of visible ids and seen texts"
+            )
         if budget is not None and budget < 1:
             raise InvalidArgumentError(
                 f"context: expected a budget of 1 token or more, got {budget}"
@@ -652,20 +660,22 @@ class CallMemory:
         with self._state:
             self._counts["contexts"] += 1
             revision = self._revision
+            if text is None:
+                is_turn, text = False, self._left_off(visible)
         if self._end is not None or (embedding is None and spoken.is_filler(text)):
             return self._context(_NOTHING, started, "skipped")
         tokens = self.max_tokens if budget is None else budget
-        shown = frozenset(visible)
+        shown, texts = frozenset(visible), tuple(seen)
         given = None if embedding is None else tuple(embedding)
         words = spoken.squash(text)
-        key = (words, shown, tokens, top_k or self.top_k, given, is_turn, revision)
+        key = (words, shown, texts, tokens, top_k or self.top_k, given, is_turn, revision)
         with self._state:
             answer = self._answers.get(key)
         if answer is not None:
             return self._context(answer, started, "ok")
         limit_s = (self.deadline_ms if deadline_ms is None else deadline_ms) / 1000.0
         query = _Query(text, words, shown, top_k or self.top_k, given, is_turn)
-        run = submit(self._answer, key, query, tokens)
+        run = submit(self._answer, key, query, texts, tokens)
         try:
             answer = await _within(run, limit_s - (time.perf_counter() - started))
         except TimeoutError:
@@ -675,6 +685,14 @@ class CallMemory:
             return self._context(_NOTHING, started, "failed")
         return self._context(answer, started, "ok")
 
+    def _left_off(self, visible: Collection[str]) -> str:
+        """Return the words of the caller's last turn, "" where the LLM sees it anyway."""
+        last = next(
+            (t for t in reversed(self._turns.values()) if t.speaker != "agent" and not t.filler),
+            None,
+        )
+        return "" if last is None or last.id in visible else last.words
+
     def _context(self, answer: _Answer, started: float, outcome: str) -> CallContext:
         with self._state:
             if outcome != "ok":
@@ -683,7 +701,7 @@ class CallMemory:
         took_ms = (time.perf_counter() - started) * 1000.0
         return CallContext(answer.text, answer.hits, took_ms, outcome, answer.prefetched)  # type: ignore[arg-type]
 
-    def _answer(self, key: object, query: _Query, tokens: int) -> _Answer:
+    def _answer(self, key: object, query: _Query, seen: Sequence[str], tokens: int) -> _Answer:
         foreseen, same_words = self._foreseen(query)
         found = self._still_good(query, foreseen) if foreseen is not None and same_words else None
         if found is None:
@@ -692,7 +710,7 @@ class CallMemory:
         # Python's sort keeps equal hits in order: the call's own turns first.
         found.sort(key=lambda pair: -pair[1].fused)
         hits = [self._hit(index, match) for index, match in found[: query.top_k]]
-        block, shown = render(hits, max_tokens=tokens)
+        block, shown = render(hits, visible=seen, max_tokens=tokens)
         answer = _Answer(block, shown, prefetched=foreseen is not None)
         with self._state:
             self._answers[key] = answer
@@ -951,14 +969,24 @@ class CallMemory:
         if result.merged_from is not None:
             await in_worker(self._notice_others)
         if self._journal is not None and covered:
-            try:
-                # What is noted and no turn yet lies before the position, and is not in the cloud.
-                notes = [put for put, _ in self._noted.values()]
-                await in_writer(self._journal.append, Pushed(result.version, position), *notes)
-            except MossError as error:
-                # The push stands; a recovery would push the same turns again, which changes nothing.
-                logger.warning("call %r: the push was not journaled (%s)", self.name, error)
+            # What is noted and no turn yet lies before the position, and is not in the cloud.
+            noted = list(self._noted.values())
+            write = submit_write(self._note_push, Pushed(result.version, position), noted)
+            # What corrects or settles them meanwhile comes after this, or it would be undone by it.
+            self._noted = {id_: (put, write) for id_, (put, _) in self._noted.items()}
+            await _settled(write)
         return result
+
+    def _note_push(self, pushed: Pushed, noted: Sequence[tuple[Put, Future[None]]]) -> None:
+        journal = self._journal
+        assert journal is not None  # noqa: S101 - _push() looked
+        wait([write for _, write in noted])
+        try:
+            # The push comes last: torn off, it leaves more to push again, which changes nothing.
+            journal.append(*(put for put, _ in noted), pushed)
+        except MossError as error:
+            # The push stands; a recovery would push the same turns again.
+            logger.warning("call %r: the push was not journaled (%s)", self.name, error)
 
     async def end(self) -> PushIndexResult | None:
         """End the call: push its index, then clear the journal.
