@@ -608,7 +608,8 @@ async def test_bad_arguments_are_named_and_leave_no_trace(make: Make) -> None:
         lambda: call.heard("x", at=float("nan")),
         lambda: call.heard("x", embedding=(1.0, 2.0)),
         lambda: call.heard("x", embedding=(0.0,) * 512),
-        lambda: call.context(None),  # type: ignore[arg-type]
+        lambda: call.context(5),  # type: ignore[arg-type]
+        lambda: call.context("x", seen="abc"),
         lambda: call.context("x", visible="abc"),
         lambda: call.context("x", budget=0),
         lambda: call.context("x", top_k=0),

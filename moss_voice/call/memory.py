@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 import threading
 import time
@@ -157,7 +158,15 @@ class CallMemory:
             max_tokens: The budget of one context.
             deadline_ms: How long `context` and `recall` may take.
             now: Seconds on a clock that never goes back: how far into the call a turn is.
+
+        Raises:
+            InvalidArgumentError: If a number is out of its range.
         """
+        _check_range("top_k", top_k, least=1)
+        _check_range("max_tokens", max_tokens, least=1)
+        _check_range("alpha", alpha, least=0.0, most=1.0)
+        _check_range("min_score", min_score, least=0.0, most=1.0)
+        _check_range("deadline_ms", deadline_ms, least=0.0)
         self.session = session
         self.knowledge = tuple(knowledge)
         self.top_k = top_k
@@ -350,7 +359,14 @@ class CallMemory:
         return turn_id
 
     def _seconds(self, at: float | None) -> float:
-        return self._now() - self._started if at is None else float(at)
+        if at is None:
+            return self._now() - self._started
+        try:
+            return float(at)
+        except (TypeError, ValueError):
+            raise InvalidArgumentError(
+                f"at: expected seconds into the call, got {type(at).__name__}"
+            ) from None
 
     def _begin_turn(
         self, id_: str | None, doc: DocumentInfo, settled: Sequence[Utterance] = ()
@@ -372,8 +388,7 @@ class CallMemory:
         """Make turns of utterances that the host took no notice of."""
         for utterance in utterances:
             put, _ = self._noted[utterance.id]
-            fields = {**put.document["metadata"], "unanswered": True}
-            doc = DocumentInfo(utterance.id, utterance.text, fields)
+            doc = DocumentInfo(utterance.id, utterance.text, dict(put.document["metadata"]))
             self._begin_turn(utterance.id, doc, [utterance])
 
     def uttered(
@@ -417,9 +432,11 @@ class CallMemory:
         fields: Metadata = {**(metadata or {}), "speaker": speaker, "at_s": round(at_s, 3)}
         utterance_id = id or f"utterance-{self._writer}-{secrets.token_hex(4)}"
         text = _sound(text)
-        encode_document(utterance_id, text, fields, None)  # raises for what could not be kept
-        document = {"id": utterance_id, "text": text, "metadata": fields}
-        put = Put(document, self.session.stamp())
+        # As a recovery is to find it: a turn like others, of the number that the next one gets.
+        fields |= {"turn": self._last_number + 1, "unanswered": True}
+        doc = DocumentInfo(utterance_id, text, fields)
+        encode_document(doc.id, text, doc.metadata, None)  # raises too for what could not be kept
+        put = Put({"id": doc.id, "text": text, "metadata": doc.metadata}, self.session.stamp())
         self._utterances.add(Utterance(utterance_id, text, speaker, at_s))
         before = self._noted.get(utterance_id)
         write = submit_write(self._note, put, before[1] if before is not None else None)
@@ -1051,6 +1068,12 @@ class CallMemory:
 
 
 _NOTHING = _Answer("", [], prefetched=False)
+
+
+def _check_range(name: str, value: object, *, least: float, most: float = math.inf) -> None:
+    if not isinstance(value, int | float) or not least <= value <= most:
+        limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
+        raise InvalidArgumentError(f"{name}: expected a number of {limits}, got {value!r}")
 
 
 def _sound(text: str) -> str:

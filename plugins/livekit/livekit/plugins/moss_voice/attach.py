@@ -14,7 +14,7 @@ from livekit.plugins.moss_voice.log import logger
 from livekit.plugins.moss_voice.processes import prewarmed
 
 from moss_voice import CallMemory, MossClient, MossError
-from moss_voice.errors import JournalError
+from moss_voice.errors import InvalidArgumentError, JournalError
 
 __all__ = ["attach"]
 
@@ -75,6 +75,8 @@ async def attach(
         IndexNotFoundError: If a knowledge index does not exist.
         ModelMismatchError: If the stored call belongs to another model.
     """
+    if window is not None and window < 1:
+        raise InvalidArgumentError(f"window: expected 1 item or more, got {window}")
     job = get_job_context(required=False)
     warm = prewarmed(job)
     owns_client = client is None and warm is None

@@ -107,7 +107,7 @@ class ScriptedLLM(llm.LLM[Any]):
 
     Args:
         reply: Gets a copy of the prompt, returns the answer. Where it raises, the model fails as a
-            real one does: an `llm.APIError` is tried again by the host, anything else is final.
+            real one does: the host tries again after an `APIError` of its own; anything else is final.
         ttft_s: Real seconds before the first token.
         token_s: Real seconds between two tokens; a token is a word.
 
@@ -304,11 +304,9 @@ class SimulatedCall:
         """Speak over the agent, once it has said a little; the host's own logic interrupts it.
 
         Args:
-            text: What the caller says; as the other options in `caller_says`.
-            after_s: How long the agent has spoken by then, in seconds of the call (at its pace, not
-                the real ones); in place of `after_words`.
-            after_words: How many words the agent has spoken by then, by its average pace. What the
-                host takes for heard may differ by a word or two.
+            text: What the caller says.
+            after_s: How long the agent has spoken by then, as in `hears`.
+            after_words: How many words the agent has spoken by then, as in `hears`.
             interims: As in `caller_says`.
             finals: As in `caller_says`.
             speaker_id: As in `caller_says`.
@@ -319,10 +317,9 @@ class SimulatedCall:
             RuntimeError: If the agent had finished before; let it say more.
             TimeoutError: If the agent does not speak at all, or a later step takes too long.
         """
-        heard_s = after_words / WORDS_PER_S if after_s is None else after_s
-        if not await self._agent_has_spoken(heard_s / self._speed):
+        if not await self.hears(after_s=after_s, after_words=after_words):
             raise RuntimeError(
-                f"the agent had finished before it spoke for {heard_s:.1f} s of the call: "
+                "the agent had finished before the caller could barge in: "
                 "let it say more, or barge in sooner"
             )
         await self.caller_says(
@@ -333,6 +330,40 @@ class SimulatedCall:
             confidence=confidence,
             wait=wait,
         )
+
+    async def hears(self, *, after_s: float | None = None, after_words: int = 3) -> bool:
+        """Wait until the agent has spoken a little.
+
+        Args:
+            after_s: For how long, in seconds of the call (at its pace, not the real ones); in place
+                of `after_words`.
+            after_words: How many words, by the agent's average pace. What the host takes for heard
+                may differ by a word or two.
+
+        Returns:
+            False where the agent had finished before.
+
+        Raises:
+            TimeoutError: If the agent does not speak at all.
+        """
+        heard_s = after_words / self._words_per_s if after_s is None else after_s / self._speed
+        # Counted, since a short speech may begin and end between two looks.
+        ended = self._speaker.ended
+
+        def is_speaking() -> bool:
+            return self._speaker.is_playing and self.session.agent_state == "speaking"
+
+        def has_ended() -> bool:
+            return self._speaker.ended > ended
+
+        await self._until(lambda: is_speaking() or has_ended(), "for the agent to speak")
+        while not has_ended():
+            missing_s = heard_s - self._speaker.position_s
+            if missing_s <= 0:
+                return True
+            await asyncio.sleep(missing_s)
+            await self._until(lambda: is_speaking() or has_ended(), "for the agent to go on")
+        return False
 
     async def agent_says(self, text: str) -> None:
         """Let the agent say a text of its own accord, and wait until it is heard."""
@@ -503,22 +534,6 @@ class SimulatedCall:
         if wait == "reply":
             await self.settle()
 
-    async def _agent_has_spoken(self, real_s: float) -> bool:
-        """Wait until the agent has spoken for so long; False where it has finished before."""
-
-        def is_speaking() -> bool:
-            return self._speaker.is_playing and self.session.agent_state == "speaking"
-
-        await self._until(is_speaking, "for the agent to speak")
-        while (missing_s := real_s - self._speaker.position_s) > 0:
-            await asyncio.sleep(missing_s)
-            await self._until(
-                lambda: is_speaking() or not self._speaker.is_playing, "for the agent to go on"
-            )
-            if not self._speaker.is_playing:
-                return False
-        return True
-
     async def _rest(self) -> None:
         while True:
             self._check_open()
@@ -609,7 +624,7 @@ async def replay(call: SimulatedCall, script: CallScript) -> None:
             if before is not None and _is_cut(before, turn):
                 words = max(1, len(before.text.split()) // 2)
                 # Where the agent was quicker, its turn stands whole: that is what was really spoken.
-                await call._agent_has_spoken(words / call._words_per_s)  # noqa: SLF001
+                await call.hears(after_words=words)
             will_be_cut = (
                 after is not None and number + 2 < len(turns) and _is_cut(after, turns[number + 2])
             )
@@ -914,6 +929,8 @@ class _Speaker(io.AudioOutput):
         self._on_first_audio = on_first_audio
         self._is_paused = False
         self._emptied = asyncio.Event()
+        # How many speeches have been played out, or cut off.
+        self.ended = 0
         self._forget()
 
     def _forget(self) -> None:
@@ -1005,6 +1022,7 @@ class _Speaker(io.AudioOutput):
         self._cancel_timer()
         position_s = self.position_s if interrupted else self._pushed_s
         self._forget()
+        self.ended += 1
         self.on_playback_finished(playback_position=position_s, interrupted=interrupted)
 
 
