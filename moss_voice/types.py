@@ -227,6 +227,7 @@ class CallContext:
         outcome: `ok`; `skipped` (a blank or a filler: nothing was asked), `late` (the deadline
             passed) or `failed` (an error of ours, logged): in all three the block is empty.
         prefetched: True where the embedding of an interim was reused.
+        query: The turn that it was asked for; after a hand-over, the one that the agent takes up.
     """
 
     text: str
@@ -234,6 +235,7 @@ class CallContext:
     took_ms: float
     outcome: Literal["ok", "skipped", "late", "failed"] = "ok"
     prefetched: bool = False
+    query: str = ""
 
 
 @plain(frozen=True, slots=True)

@@ -11,7 +11,14 @@ import pytest
 
 pytest.importorskip("livekit.agents")
 
-from livekit.agents import Agent, StopResponse, UserInputTranscribedEvent, function_tool, llm
+from livekit.agents import (
+    Agent,
+    AgentTask,
+    StopResponse,
+    UserInputTranscribedEvent,
+    function_tool,
+    llm,
+)
 from livekit.plugins.moss_voice.testing import (
     Answer,
     ScriptedLLM,
@@ -401,6 +408,66 @@ async def test_a_handoff() -> None:
         assert call.spoken[-1].text == "The expert speaking."
         await call.caller_says("at last")
         assert [turn.text for turn in call.spoken[-2:]] == ["at last", "I see."]
+
+
+class AskName(AgentTask[str]):
+    def __init__(self, question: str) -> None:
+        super().__init__(instructions="You ask for a name.")
+        self.question = question
+
+    async def on_enter(self) -> None:
+        if self.question:
+            self.session.say(self.question)
+
+    @function_tool
+    async def take_name(self, name: str) -> None:
+        """Take the name.
+
+        Args:
+            name: The name.
+        """
+        self.complete(name)
+
+
+class Receptionist(Agent):
+    def __init__(self, question: str) -> None:
+        super().__init__(instructions="You receive callers.")
+        self.question = question
+
+    async def on_enter(self) -> None:
+        await self.session.generate_reply(instructions="Greet the caller.")
+
+    @function_tool
+    async def register(self) -> str:
+        """Register the caller."""
+        name = await AskName(self.question)
+        await asyncio.sleep(0.05)
+        return f"registered {name}"
+
+
+@pytest.mark.parametrize("question", ["And your name?", ""])
+async def test_a_task_within_a_tool(question: str) -> None:
+    """An agent's greeting is waited for, and a task that a tool hands the call to is spoken to."""
+
+    def answer(chat_ctx: llm.ChatContext) -> Answer:
+        said = _said(chat_ctx)
+        last = chat_ctx.items[-1]
+        if not said:
+            return "Good morning."
+        if isinstance(last, llm.FunctionCallOutput):
+            return f"You are {last.output}."
+        return ToolCall("take_name", {"name": "ada"}) if said[-1] == "ada" else ToolCall("register")
+
+    async with SimulatedCall(ScriptedLLM(answer)) as call:
+        await call.start(Receptionist(question))
+        await call.settle()
+        assert [turn.text for turn in call.spoken] == ["Good morning."]
+        await call.caller_says("sign me up")
+        assert isinstance(call.session.current_agent, AskName)
+        assert call.spoken[-1].text == (question or "sign me up")
+        await call.caller_says("ada")
+        assert call.spoken[-1].text == "You are registered ada."
+        assert isinstance(call.session.current_agent, Receptionist)
 
 
 async def test_hang_up_while_the_agent_speaks() -> None:

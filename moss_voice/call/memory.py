@@ -202,6 +202,7 @@ class CallMemory:
         # The event loop's alone, with the writes that bring each of them to the journal.
         self._utterances = Utterances()
         self._noted: dict[str, tuple[Put, Future[None]]] = {}
+        self._last_note: Future[None] | None = None
         self._end: asyncio.Task[PushIndexResult | None] | None = None
 
     @classmethod
@@ -438,9 +439,9 @@ class CallMemory:
         encode_document(doc.id, text, doc.metadata, None)  # raises too for what could not be kept
         put = Put({"id": doc.id, "text": text, "metadata": doc.metadata}, self.session.stamp())
         self._utterances.add(Utterance(utterance_id, text, speaker, at_s))
-        before = self._noted.get(utterance_id)
-        write = submit_write(self._note, put, before[1] if before is not None else None)
-        self._noted[utterance_id] = put, write
+        # One after another, or a recovery would bring them in the order that two threads made of it.
+        self._last_note = submit_write(self._note, put, self._last_note)
+        self._noted[utterance_id] = put, self._last_note
         return utterance_id
 
     def _note(self, put: Put, before: Future[None] | None) -> None:
@@ -680,7 +681,7 @@ class CallMemory:
             if text is None:
                 is_turn, text = False, self._left_off(visible)
         if self._end is not None or (embedding is None and spoken.is_filler(text)):
-            return self._context(_NOTHING, started, "skipped")
+            return self._context(_NOTHING, started, "skipped", text)
         tokens = self.max_tokens if budget is None else budget
         shown, texts = frozenset(visible), tuple(seen)
         given = None if embedding is None else tuple(embedding)
@@ -689,18 +690,18 @@ class CallMemory:
         with self._state:
             answer = self._answers.get(key)
         if answer is not None:
-            return self._context(answer, started, "ok")
+            return self._context(answer, started, "ok", text)
         limit_s = (self.deadline_ms if deadline_ms is None else deadline_ms) / 1000.0
         query = _Query(text, words, shown, top_k or self.top_k, given, is_turn)
         run = submit(self._answer, key, query, texts, tokens)
         try:
             answer = await _within(run, limit_s - (time.perf_counter() - started))
         except TimeoutError:
-            return self._context(_NOTHING, started, "late")
+            return self._context(_NOTHING, started, "late", text)
         except Exception as error:  # noqa: BLE001 - the host must not hear of it
             logger.error("call %r: no context (%s)", self.name, type(error).__name__)
-            return self._context(_NOTHING, started, "failed")
-        return self._context(answer, started, "ok")
+            return self._context(_NOTHING, started, "failed", text)
+        return self._context(answer, started, "ok", text)
 
     def _left_off(self, visible: Collection[str]) -> str:
         """Return the words of the caller's last turn, "" where the LLM sees it anyway."""
@@ -710,13 +711,22 @@ class CallMemory:
         )
         return "" if last is None or last.id in visible else last.words
 
-    def _context(self, answer: _Answer, started: float, outcome: str) -> CallContext:
+    def _context(
+        self, answer: _Answer, started: float, outcome: str, query: str
+    ) -> CallContext:
         with self._state:
             if outcome != "ok":
                 self._counts[outcome] += 1
             self._counts["prefetched"] += answer.prefetched
         took_ms = (time.perf_counter() - started) * 1000.0
-        return CallContext(answer.text, answer.hits, took_ms, outcome, answer.prefetched)  # type: ignore[arg-type]
+        return CallContext(
+            answer.text,
+            answer.hits,
+            took_ms,
+            outcome,  # type: ignore[arg-type]
+            answer.prefetched,
+            query,
+        )
 
     def _answer(self, key: object, query: _Query, seen: Sequence[str], tokens: int) -> _Answer:
         foreseen, same_words = self._foreseen(query)
@@ -987,20 +997,24 @@ class CallMemory:
             await in_worker(self._notice_others)
         if self._journal is not None and covered:
             # What is noted and no turn yet lies before the position, and is not in the cloud.
-            noted = list(self._noted.values())
-            write = submit_write(self._note_push, Pushed(result.version, position), noted)
+            notes = [put for put, _ in self._noted.values()]
+            pushed = Pushed(result.version, position)
+            self._last_note = write = submit_write(self._note_push, pushed, notes, self._last_note)
             # What corrects or settles them meanwhile comes after this, or it would be undone by it.
             self._noted = {id_: (put, write) for id_, (put, _) in self._noted.items()}
             await _settled(write)
         return result
 
-    def _note_push(self, pushed: Pushed, noted: Sequence[tuple[Put, Future[None]]]) -> None:
+    def _note_push(
+        self, pushed: Pushed, notes: Sequence[Put], before: Future[None] | None
+    ) -> None:
+        if before is not None:
+            wait([before])
         journal = self._journal
         assert journal is not None  # noqa: S101 - _push() looked
-        wait([write for _, write in noted])
         try:
             # The push comes last: torn off, it leaves more to push again, which changes nothing.
-            journal.append(*(put for put, _ in noted), pushed)
+            journal.append(*notes, pushed)
         except MossError as error:
             # The push stands; a recovery would push the same turns again.
             logger.warning("call %r: the push was not journaled (%s)", self.name, error)

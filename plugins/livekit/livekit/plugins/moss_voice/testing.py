@@ -22,6 +22,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -44,7 +45,7 @@ from livekit.agents import (
 )
 from livekit.agents.voice import TranscriptSynchronizer, io
 
-from moss_voice.calls import WORDS_PER_S, CallScript, ScriptTurn
+from moss_voice.calls import WORDS_PER_S, CallScript
 from moss_voice.calls import interims as interims_of
 from moss_voice.errors import InvalidArgumentError
 from moss_voice.text import squash
@@ -391,6 +392,8 @@ class SimulatedCall:
     async def settle(self, *, timeout_s: float | None = None) -> None:
         """Wait until nothing is under way: no speech, no turn being decided, no reply, tool or handoff.
 
+        An agent's `on_enter` counts too: one that never returns never lets the session come to rest.
+
         Args:
             timeout_s: Real seconds to wait at most; by default the call's `timeout_s`.
 
@@ -549,24 +552,29 @@ class SimulatedCall:
 
     def _is_at_rest(self) -> bool:
         session = self.session
-        # An AgentTask that says nothing on entering leaves the state at the "thinking" of the tool
-        # that awaits it.
-        quiet = ("listening", "idle")
-        if session.agent_state not in quiet and not (
-            session.agent_state == "thinking" and isinstance(session.current_agent, AgentTask)
-        ):
+        agent = session.current_agent
+        task = agent if isinstance(agent, AgentTask) else None
+        # A task that says nothing on entering leaves the state at the "thinking" of the tool that
+        # awaits it; one that is done is about to hand back.
+        states = ("listening", "idle", *(("thinking",) if task is not None else ()))
+        if session.agent_state not in states or (task is not None and task.done()):
             return False
-        # Private: a handoff leaves the old agent idle until the new one takes over, and a new
-        # agent's on_enter may not have spoken yet. The host tells of neither in public.
+        # Private, for the host tells of none of it in public: during a handoff the old agent is idle
+        # until the new one has taken over, the new one's on_enter may not have spoken yet, and a
+        # tool that awaited a task goes on in silence.
         handoff: asyncio.Task[None] | None = session._update_activity_atask  # noqa: SLF001
         activity = session._activity  # noqa: SLF001
-        entering = None if activity is None else activity._on_enter_task  # noqa: SLF001
+        if (handoff is not None and not handoff.done()) or activity is None:
+            return False
+        entering: asyncio.Task[None] | None = activity._on_enter_task  # noqa: SLF001
         return (
-            session.current_speech is None
+            activity.agent is agent
+            and entering is not None
+            and entering.done()
+            and not activity._background_speeches  # noqa: SLF001
+            and session.current_speech is None
             and session.user_state != "speaking"
             and not self._speaker.is_playing
-            and (handoff is None or handoff.done())
-            and (entering is None or entering.done())
         )
 
     async def _until(self, holds: Callable[[], bool], what: str) -> None:
@@ -616,28 +624,30 @@ async def replay(call: SimulatedCall, script: CallScript) -> None:
             "the call's model does not follow this script: give the call ScriptedLLM.following(script)"
         )
     turns = prompter.turns
-    for number, turn in enumerate(turns):
-        before = turns[number - 1] if number else None
-        after = turns[number + 1] if number + 1 < len(turns) else None
-        if turn.speaker == "caller":
-            prompter.now = number
-            if before is not None and _is_cut(before, turn):
-                words = max(1, len(before.text.split()) // 2)
-                # Where the agent was quicker, its turn stands whole: that is what was really spoken.
-                await call.hears(after_words=words)
-            will_be_cut = (
-                after is not None and number + 2 < len(turns) and _is_cut(after, turns[number + 2])
-            )
-            await call.caller_says(
-                turn.text,
-                interims=_thinned(list(interims_of(turn))),
-                wait="committed" if will_be_cut else "reply",
-            )
-        elif before is None or before.speaker == "agent":
-            if after is not None and _is_cut(turn, after):
-                call.session.say(turn.text)
-            else:
-                await call.agent_says(turn.text)
+    cut = {
+        number
+        for number, (turn, after) in enumerate(pairwise(turns))
+        if turn.speaker == "agent" and turn.interrupted and after.speaker == "caller"
+    }
+    try:
+        for number, turn in enumerate(turns):
+            if turn.speaker == "caller":
+                prompter.now = number
+                if number - 1 in cut:
+                    # Where the agent was quicker its turn stands whole, and the caller goes on.
+                    await call.hears(after_words=max(1, len(turns[number - 1].text.split()) // 2))
+                await call.caller_says(
+                    turn.text,
+                    interims=_thinned(list(interims_of(turn))),
+                    wait="committed" if number + 1 in cut else "reply",
+                )
+            elif number == 0 or turns[number - 1].speaker == "agent":
+                if number in cut:
+                    call.session.say(turn.text)
+                else:
+                    await call.agent_says(turn.text)
+    finally:
+        prompter.now = None
 
 
 class _Prompter:
@@ -1072,10 +1082,6 @@ def _thinned(texts: list[str]) -> list[str]:
     return [
         texts[len(texts) * k // _REPLAYED_INTERIMS - 1] for k in range(1, _REPLAYED_INTERIMS + 1)
     ]
-
-
-def _is_cut(turn: ScriptTurn, after: ScriptTurn) -> bool:
-    return turn.speaker == "agent" and turn.interrupted and after.speaker == "caller"
 
 
 def _as_it_is(chat_ctx: llm.ChatContext) -> llm.ChatContext:
