@@ -137,9 +137,13 @@ class MossClient:
         """Open the cloud and check the credentials, once; a failure is tried anew by the next call."""
         if self._closed:
             raise SessionClosedError("the client is closed; make a new one")
-        if self._opening is None or (self._opening.done() and self._opening.exception()):
-            self._opening = asyncio.get_running_loop().create_task(self._open())
-        return await asyncio.shield(self._opening)
+        opening = self._opening
+        # Cancelled with the event loop that it ran in, where that was not this one.
+        if opening is None or (
+            opening.done() and (opening.cancelled() or opening.exception() is not None)
+        ):
+            self._opening = opening = asyncio.get_running_loop().create_task(self._open())
+        return await asyncio.shield(opening)
 
     async def _open(self) -> Remote:
         cloud: Cloud = await in_worker(open_cloud, self._where)
@@ -597,11 +601,17 @@ def _info(commit: Commit) -> IndexInfo:
 
 
 def _last_words(contents: Contents) -> list[Put | Delete]:
-    """Return the last record on each document that no push has covered, in the order of the first ones."""
+    """Return the last record on each document that no push has covered, in the order of their times.
+
+    Not of their lines: what a push found noted and no turn yet is written again behind it.
+    """
     last: dict[str, Put | Delete] = {}
+    first_ms: dict[str, int] = {}
     for record in contents.unpushed:
-        last[record.id if isinstance(record, Delete) else str(record.document["id"])] = record
-    return list(last.values())
+        id_ = record.id if isinstance(record, Delete) else str(record.document["id"])
+        last[id_] = record
+        first_ms[id_] = min(record.written_at_ms, first_ms.get(id_, record.written_at_ms))
+    return [last[id_] for id_ in sorted(last, key=lambda id_: first_ms[id_])]
 
 
 def _retrieved(task: asyncio.Future[Any]) -> None:

@@ -36,6 +36,8 @@ from moss_voice.types import DocumentInfo, Hit
 from moss_voice.workers import submit_write
 
 F32 = npt.NDArray[np.float32]
+# Text, number and whether it was left unanswered.
+Told = tuple[str, object, bool]
 LONG_MS = 60_000.0
 ROOT = Path(__file__).parents[1]
 HEADER = Header("default", None, "call-1", "moss-minilm", 1)
@@ -133,13 +135,13 @@ def anywhere(tmp_path: Path, words: str) -> list[Path]:
     return [path for path in files if words.encode() in path.read_bytes()]
 
 
-def told(docs: Sequence[DocumentInfo]) -> list[tuple[str, object, bool]]:
-    """Return text, number and whether it was left unanswered, of each turn."""
+def told(docs: Sequence[DocumentInfo]) -> list[Told]:
+    """Return what a call has of its turns, in order."""
     fields = [(doc.text, doc.metadata or {}) for doc in docs]
     return [(text, of.get("turn"), of.get("unanswered", False) is True) for text, of in fields]
 
 
-async def kept(client: MossClient, name: str = "call-1") -> list[tuple[str, object, bool]]:
+async def kept(client: MossClient, name: str = "call-1") -> list[Told]:
     return told(await client.get_docs(name))
 
 
@@ -274,16 +276,26 @@ async def test_a_discarded_call_leaves_no_utterance(
     call = await make()
     for n in range(50):
         call.uttered(f"word number {n}", id=f"u{n % 20}")
-    hearing = asyncio.create_task(call.heard("something else", at=99.0))
+    hearing = asyncio.create_task(call.heard("something else"))
+    await asyncio.sleep(0)
     call.uttered("and more")
     await call.discard()
-    await asyncio.wait([hearing])
+    await hearing
+    assert call.counters.turns == 1, "nothing is made of what is not wanted"
+    for n in range(10):
+        other = await make(f"other-{n}")
+        assert other._journal is not None
+        with other._journal._state:  # keeps the note from being written
+            other.uttered("word")
+            discarding = asyncio.create_task(other.discard())
+            await asyncio.wait({discarding}, timeout=0.03)
+        await discarding
     assert journals(tmp_path) == []
     assert [info.name for info in await client.list_indexes()] == []
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
-async def test_what_was_typed_takes_in_nothing(make: Make) -> None:
+async def test_what_was_typed_takes_in_nothing(make: Make, client: MossClient) -> None:
     """A chat message beside the voice is a turn, marked, that leaves what is being said alone."""
     call = await make()
     spoken = call.uttered("my code is bravo", at=1.0)
@@ -295,6 +307,11 @@ async def test_what_was_typed_takes_in_nothing(make: Make) -> None:
     ]
     fields = [doc.metadata or {} for doc in await call.session.get_docs()]
     assert [of.get("typed") for of in fields] == [True, True]
+    other = await make("call-2")
+    other.uttered("my code is bravo", at=1.0)
+    await other.heard("my code is bravo", typed=True, at=0.5)
+    await other.end()
+    assert [text for text, _, _ in await kept(client, "call-2")] == ["my code is bravo"] * 2
     turn = await call.heard("my code is bravo indeed", at=0.9)
     docs = await call.session.get_docs()
     assert told(docs)[2:] == [("my code is bravo indeed", 3, False)]
@@ -542,6 +559,31 @@ async def test_a_push_in_the_middle_of_a_turn_loses_no_utterance(
     assert await client.recover() == []
 
 
+async def test_utterances_are_recovered_in_the_order_they_were_told(
+    make: Make, client: MossClient
+) -> None:
+    """However many there are and however many threads write to the disk."""
+    call = await make()
+    disk = threading.Event()
+    busy = [submit_write(disk.wait) for _ in range(2)]
+    words = [f"word {n}" for n in range(200)]
+    for word in words[:-50]:
+        call.uttered(word)
+    pushing = asyncio.create_task(call.push())
+    # As far as it comes; what is told meanwhile comes after what it notes again.
+    await asyncio.wait({pushing}, timeout=0.3)
+    for word in words[-50:]:
+        call.uttered(word)
+    disk.set()
+    await asyncio.to_thread(wait, busy)
+    await pushing
+    call.uttered("the end")
+    words.append("the end")
+    await die(call)
+    await client.recover()
+    assert [text for text, _, _ in await kept(client)] == words
+
+
 async def test_a_recovered_utterance_is_a_turn_of_the_call(make: Make, client: MossClient) -> None:
     """Whoever takes up the call after a crash is told who said it and when, and counts on from it."""
     call = await make()
@@ -561,13 +603,14 @@ async def test_a_recovered_utterance_is_a_turn_of_the_call(make: Make, client: M
     ]
 
 
+@pytest.mark.parametrize("corrected", [False, True])
 async def test_a_turn_heard_while_a_push_is_noted_stays_settled(
-    make: Make, client: MossClient
+    make: Make, client: MossClient, corrected: bool
 ) -> None:
     """What the push notes again comes before the turn that takes it in, however slow the disk is."""
     call = await make()
     call.uttered("my code", at=1.0, id="u1")
-    call.uttered("is coat", at=2.0, id="u2")
+    call.uttered("is coat" if corrected else "is bravo", at=2.0, id="u2")
     await written(call)
     disk = threading.Event()
     busy = [submit_write(disk.wait) for _ in range(2)]
@@ -575,7 +618,8 @@ async def test_a_turn_heard_while_a_push_is_noted_stays_settled(
     # As far as it comes: the disk, whose threads are all taken, is what it waits for.
     await asyncio.wait({pushing}, timeout=0.3)
     assert not pushing.done()
-    call.uttered("is bravo", at=2.0, id="u2")
+    if corrected:
+        call.uttered("is bravo", at=2.0, id="u2")
     hearing = asyncio.create_task(call.heard("my code is bravo", at=0.9))
     await asyncio.wait({hearing}, timeout=0.3)
     disk.set()
@@ -685,10 +729,10 @@ def turn(text: str, at: float) -> tuple[str, str, float]:
 PUSH = ("push",)
 ONE, TWO = said("my code", 1.0), said("is bravo", 2.0, "u2")
 BOTH = turn("my code is bravo", 1.0)
-LOST = [("my code", 1, True), ("is bravo", 1, True)]
-PASSED = [("my code", 1, True), ("is bravo", 2, True), ("hello", 3, False)]
-KEPT = [("my code is bravo", 1, False)]
-DEATHS: dict[str, tuple[list[tuple[Any, ...]], list[tuple[str, object, bool]]]] = {
+LOST: list[Told] = [("my code", 1, True), ("is bravo", 1, True)]
+PASSED: list[Told] = [("my code", 1, True), ("is bravo", 2, True), ("hello", 3, False)]
+KEPT: list[Told] = [("my code is bravo", 1, False)]
+DEATHS: dict[str, tuple[list[tuple[Any, ...]], list[Told]]] = {
     "noted": ([ONE, TWO], LOST),
     "noted-pushed": ([ONE, TWO, PUSH], LOST),
     "pushed-between": ([ONE, PUSH, TWO], LOST),
@@ -801,7 +845,7 @@ def test_a_torn_write_of_several_records_leaves_the_first_ones(tmp_path: Path) -
     there; and none is read before those ahead of it. A turn is written ahead of the end of its
     utterances, so that a torn write leaves its words twice, and never not at all.
     """
-    several = [put("turn"), Delete("u1", 2), Delete("u2", 2)]
+    several: list[Put | Delete] = [put("turn"), Delete("u1", 2), Delete("u2", 2)]
     with Journal.create(tmp_path, HEADER) as journal:
         journal.append(put("u1"))
         start = journal.append(put("u2"))

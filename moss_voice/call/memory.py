@@ -1005,9 +1005,7 @@ class CallMemory:
             await _settled(write)
         return result
 
-    def _note_push(
-        self, pushed: Pushed, notes: Sequence[Put], before: Future[None] | None
-    ) -> None:
+    def _note_push(self, pushed: Pushed, notes: Sequence[Put], before: Future[None] | None) -> None:
         if before is not None:
             wait([before])
         journal = self._journal

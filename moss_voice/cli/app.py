@@ -16,6 +16,7 @@ from moss_voice.cli.shell import (
     EXIT_CODES,
     Cache,
     Cloud,
+    Host,
     Journal,
     Json,
     Pace,
@@ -93,12 +94,19 @@ Deadline = Annotated[float, typer.Option(min=0.0, help="How long one context may
 
 @command(app, "demo")
 def _demo(
-    shell: Shell, pace: PaceOption = Pace.FAST, top_k: TopK = 5, deadline_ms: Deadline = 50.0
+    shell: Shell,
+    host: Annotated[
+        Host,
+        typer.Option(help="A real LiveKit session, no host, or LiveKit where it is installed."),
+    ] = Host.AUTO,
+    pace: PaceOption = Pace.FAST,
+    top_k: TopK = 5,
+    deadline_ms: Deadline = 50.0,
 ) -> None:
     """Play a support call, recalling before each reply; then another process takes it up."""
     from moss_voice.cli.demo import run_demo
 
-    shell.run(run_demo(shell, pace=pace, top_k=top_k, deadline_ms=deadline_ms))
+    shell.run(run_demo(shell, host=host, pace=pace, top_k=top_k, deadline_ms=deadline_ms))
 
 
 @command(app, "replay")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,18 @@ from rich.console import Console
 from rich.text import Text
 
 from moss_voice import demo
+from moss_voice.calls import CallScript
 from moss_voice.cli.play import (
     Played,
     Tally,
-    play,
     show_rows,
     show_turn,
     show_wrapped,
     tally_rows,
-    turn_id,
 )
-from moss_voice.cli.shell import Pace, Shell, plain
+from moss_voice.cli.shell import Host, Pace, Shell, plain
 from moss_voice.cli.specialist import Visit, ask_specialist
+from moss_voice.cli.stage import Scene, Stage, find_stage
 from moss_voice.client import MossClient
 from moss_voice.errors import MossError
 from moss_voice.types import PushIndexResult
@@ -35,11 +36,22 @@ PROJECT = "demo"
 _TOP_K = 5
 
 
-async def run_demo(shell: Shell, *, pace: Pace, top_k: int, deadline_ms: float) -> None:
+# What the agent was going on to say where the caller cuts in: about as much again.
+_UNSAID = {
+    9: "fifteen seconds, until the light goes out. That wipes your wi-fi name and password, so you would"
+    " have to type them in again afterwards, and it takes about five minutes until the router has found"
+    " our network. Shall we try the switch at the wall first, and then see?"
+}
+
+
+async def run_demo(shell: Shell, *, host: Host, pace: Pace, top_k: int, deadline_ms: float) -> None:
     """Play the demo in a temporary cloud and tell what happened."""
     script, documents, questions = demo.call(), demo.faq_documents(), demo.questions()
     out = None if shell.json else shell.out
     tally, played = Tally(calls=1), list[Played]()
+    scene = Scene(script, (KNOWLEDGE,), pace, top_k, deadline_ms, _UNSAID)
+    with shell.progress("Looking for LiveKit", quiet=host is Host.NONE):
+        stage = find_stage(host, scene)
     with tempfile.TemporaryDirectory(prefix="moss-voice-demo-") as folder:
         root = Path(folder)
         client = MossClient(
@@ -54,23 +66,21 @@ async def run_demo(shell: Shell, *, pace: Pace, top_k: int, deadline_ms: float) 
             with shell.progress("Embedding the FAQ") as moved:
                 await client.create_index(KNOWLEDGE, documents, on_progress=moved)
             indexed_ms = (time.perf_counter() - started) * 1000.0
-            call = await client.call(
-                script.id, knowledge=[KNOWLEDGE], top_k=top_k, deadline_ms=deadline_ms
-            )
             if out is not None:
-                _introduce(
-                    out, len(script.spoken), script.turns[-1].end_s, len(documents), indexed_ms
-                )
-            async for turn in play(call, script, pace=pace):
-                tally.add(turn)
-                played.append(turn)
-                if out is not None:
-                    show_turn(out, turn)
-            pushed = await call.end()
-            if pushed is None:
-                raise MossError("the demo's call could not be pushed")
+                _introduce(out, stage, script, len(documents), indexed_ms)
+            try:
+                async with aclosing(stage.play(client)) as turns:
+                    async for turn in turns:
+                        tally.add(turn)
+                        played.append(turn)
+                        if out is not None:
+                            show_turn(out, turn)
+            finally:
+                for note in stage.notes:
+                    shell.err.print(plain(note))
+        pushed = _checked(stage.pushed, tally, script)
         if out is not None:
-            _show_push(out, tally, pushed)
+            _show_push(out, stage, tally, pushed)
         told = await ask_specialist(
             [Visit(script.id, [question.query for question in questions])],
             cloud=str(root / "cloud"),
@@ -79,17 +89,21 @@ async def run_demo(shell: Shell, *, pace: Pace, top_k: int, deadline_ms: float) 
             top_k=_TOP_K,
         )
     resumed = told["calls"][0]
+    ids = {turn.turn.number: turn.id for turn in played if turn.id is not None}
     answers = [
-        _judged(question, answer)
+        _judged(question, answer, {ids[number] for number in question.turns if number in ids})
         for question, answer in zip(questions, resumed["answers"], strict=True)
     ]
     if out is not None:
-        _show_specialist(out, told["pid"], resumed, answers, {turn_id(p.turn): p for p in played})
+        _show_specialist(
+            out, told["pid"], resumed, answers, {turn.id: turn for turn in played if turn.id}
+        )
     else:
         shell.emit(
             {
                 "call": script.id,
                 "timing": script.timing,
+                "host": stage.as_json(),
                 "knowledge": {"index": KNOWLEDGE, "docs": len(documents), "took_ms": indexed_ms},
                 "turns": [turn.as_json() for turn in played],
                 "summary": tally.as_json(),
@@ -108,9 +122,23 @@ async def run_demo(shell: Shell, *, pace: Pace, top_k: int, deadline_ms: float) 
         )
 
 
-def _judged(question: demo.Question, answer: Mapping[str, Any]) -> dict[str, Any]:
+def _checked(pushed: PushIndexResult | None, tally: Tally, script: CallScript) -> PushIndexResult:
+    """Return the push, which must hold every turn that was spoken, and nothing else."""
+    if pushed is None:
+        raise MossError("the demo's call could not be pushed")
+    spoken = len(script.spoken)
+    if not pushed.doc_count == tally.turns == spoken:
+        raise MossError(
+            f"of the {spoken} turns of the demo's call {tally.turns} were remembered and"
+            f" {pushed.doc_count} pushed"
+        )
+    return pushed
+
+
+def _judged(
+    question: demo.Question, answer: Mapping[str, Any], expected: Collection[str]
+) -> dict[str, Any]:
     """Hold what was found against the turns that answer; `rank` is None where none of them was."""
-    expected = {f"turn-{number}" for number in question.turns}
     ranks = [
         rank
         for rank, doc in enumerate(answer["docs"], start=1)
@@ -129,14 +157,18 @@ def _ordinal(rank: int) -> str:
     return {1: "1st", 2: "2nd", 3: "3rd"}.get(rank, f"{rank}th")
 
 
-def _introduce(out: Console, turns: int, length_s: float, passages: int, indexed_ms: float) -> None:
+def _introduce(
+    out: Console, stage: Stage, script: CallScript, passages: int, indexed_ms: float
+) -> None:
     out.print(Text("moss_voice: the memory of a voice agent", style="bold"))
+    turns, minutes = len(script.spoken), script.turns[-1].end_s / 60
     about = (
-        f"A call of {turns} turns in {length_s / 60:.0f} minutes to Larkline, a telecom company made up"
+        f"A call of {turns} turns in {minutes:.0f} minutes to Larkline, a telecom company made up"
         f" for this demo. Its {passages} FAQ passages were indexed in {indexed_ms:.0f} ms, the model"
         " loaded included. Everything stays on this machine, in a temporary directory."
     )
     show_wrapped(out, Text(about), head=Text())
+    show_wrapped(out, Text(stage.about), head=Text())
     legend = Text(
         "Below each caller's turn: what the agent is reminded of before it replies, from "
     )
@@ -150,11 +182,11 @@ def _introduce(out: Console, turns: int, length_s: float, passages: int, indexed
     out.print()
 
 
-def _show_push(out: Console, tally: Tally, pushed: PushIndexResult) -> None:
+def _show_push(out: Console, stage: Stage, tally: Tally, pushed: PushIndexResult) -> None:
     out.print()
     out.print(Text("The call in numbers", style="bold"))
     size = f"{pushed.doc_count} turns, {pushed.uploaded_bytes / 1000:.0f} kB, as version {pushed.version}"
-    show_rows(out, [*tally_rows(tally), ("pushed at the end", size)])
+    show_rows(out, [*tally_rows(tally), *stage.rows(), ("pushed at the hang-up", size)])
 
 
 def _show_specialist(

@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from rich.cells import cell_len
@@ -23,15 +23,17 @@ from moss_voice.cli.shell import Pace, plain
 from moss_voice.types import CallContext
 
 __all__ = [
+    "VISIBLE_TURNS",
     "Played",
     "Tally",
     "play",
+    "quantile",
     "show_line",
     "show_rows",
     "show_turn",
     "show_wrapped",
+    "spread",
     "tally_rows",
-    "turn_id",
 ]
 
 # Which of the script's turns the LLM still sees in its own history: recalling them tells it nothing.
@@ -49,16 +51,19 @@ class Played:
     """A turn that was played.
 
     Attributes:
+        turn: As it was really spoken, at the time by which the memory knows it.
         number: Its place among what was said, from 1, as in `turn 12`; None for what nobody said.
+        id: What it is remembered under; None where nothing was kept.
         heard_ms: How long `heard` took; None where nothing was kept.
         context: What was recalled for the reply to it; None where no reply was due.
         gold: The passages that answer it, where the script tells.
     """
 
     turn: ScriptTurn
-    number: int | None
-    heard_ms: float | None
-    context: CallContext | None
+    number: int | None = None
+    id: str | None = None
+    heard_ms: float | None = None
+    context: CallContext | None = None
     gold: tuple[str, ...] = ()
 
     @property
@@ -73,7 +78,7 @@ class Played:
         return {
             "i": self.turn.number,
             "number": self.number,
-            "id": turn_id(self.turn) if self.number is not None else None,
+            "id": self.id,
             "at_s": round(self.turn.start_s, 3),
             "speaker": self.turn.speaker,
             "text": self.turn.text,
@@ -100,14 +105,9 @@ class Played:
         }
 
 
-def turn_id(turn: ScriptTurn) -> str:
-    """Return the id that a turn is remembered under: the same each time the script is played."""
-    return f"turn-{turn.number}"
-
-
 async def play(
     memory: CallMemory, script: CallScript, *, pace: Pace = Pace.FAST, visible: int = VISIBLE_TURNS
-) -> AsyncIterator[Played]:
+) -> AsyncGenerator[Played, None]:
     """Play a call into a memory.
 
     Of a caller's turn the interims come first, then the question for context, then the turn itself;
@@ -131,7 +131,7 @@ async def play(
     for turn in script.turns:
         await wait_until(turn.start_s)
         if turn.speaker == "action" or not turn.text.strip():
-            yield Played(turn, None, None, None)
+            yield Played(turn)
             continue
         context = None
         if turn.speaker == "caller":
@@ -149,15 +149,15 @@ async def play(
             turn.speaker,
             at=turn.start_s,
             interrupted=turn.interrupted,
-            id=turn_id(turn),
+            id=f"turn-{turn.number}",  # the same each time the script is played
         )
         heard_ms = (time.perf_counter() - begun) * 1000.0
         if kept is None:
-            yield Played(turn, None, None, context)
+            yield Played(turn, context=context)
             continue
         number += 1
         seen.append(kept)
-        yield Played(turn, number, heard_ms, context, gold.get(turn.number, ()))
+        yield Played(turn, number, kept, heard_ms, context, gold.get(turn.number, ()))
 
 
 @dataclass
@@ -210,8 +210,8 @@ class Tally:
             "outcomes": dict(self.outcomes),
             "with_hits": self.with_hits,
             "prefetched": self.prefetched,
-            "context_ms": _spread(self.context_ms),
-            "heard_ms": _spread(self.heard_ms),
+            "context_ms": spread(self.context_ms),
+            "heard_ms": spread(self.heard_ms),
             **({"knowledge": {"turns": self.gold, "found": self.found_gold}} if self.gold else {}),
         }
 
@@ -221,7 +221,8 @@ def quantile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
-def _spread(values: Sequence[float]) -> dict[str, float] | None:
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Return median, 95th percentile and maximum as JSON values; None where there is nothing."""
     if not values:
         return None
     return {

@@ -34,6 +34,7 @@ __all__ = [
     "EXIT_CODES",
     "Cache",
     "Cloud",
+    "Host",
     "Journal",
     "Json",
     "Pace",
@@ -132,6 +133,14 @@ class Pace(StrEnum):
 
     FAST = "fast"
     REAL = "real"
+
+
+class Host(StrEnum):
+    """What a call is played in."""
+
+    AUTO = "auto"
+    LIVEKIT = "livekit"
+    NONE = "none"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from livekit.agents import AgentSession, JobContext, get_job_context, llm
+from livekit.agents import AgentSession, JobContext, get_job_context
 from livekit.plugins.moss_voice.attachment import Attachment, OnContext
 from livekit.plugins.moss_voice.log import logger
 from livekit.plugins.moss_voice.processes import prewarmed
@@ -53,8 +53,9 @@ async def attach(
         knowledge: Names of indexes to look things up in; those given to `prewarm` where None.
         focus: Metadata fields of theirs that hold names of what a call can be about.
         tools: Whether the LLM may call `search_knowledge` and `recall_call` itself. Where None, only
-            with a realtime model, to which nothing can be added before a reply. A tool whose name the
-            agent uses itself is left out.
+            while the current agent's is a realtime model, to which little can be added before a reply;
+            attach before `session.start()`, for such a model is told of its tools once. A tool whose
+            name the agent uses itself is left out.
         window: Show the LLM the last so many items of a long history, and the instructions; what is
             older can be recalled. All of it where None.
         open_timeout_s: How long the cloud may take to open the call. After that, and where it does not
@@ -99,13 +100,12 @@ async def attach(
         if owns_client:
             await client.close()
         raise
-    is_realtime = isinstance(session.llm, llm.RealtimeModel)
     attachment = Attachment(
         session,
         memory,
         client=client,
         owns_client=owns_client,
-        tools=is_realtime if tools is None else tools,
+        tools=tools,
         window=window,
         push_timeout_s=push_timeout_s,
         on_context=on_context,

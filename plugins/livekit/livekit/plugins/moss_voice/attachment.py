@@ -11,7 +11,7 @@ import asyncio
 import functools
 import inspect
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection
 from contextlib import aclosing
 from typing import Any, ParamSpec
 
@@ -33,6 +33,7 @@ from livekit.plugins.moss_voice.prompt import (
     shown_to_llm,
     with_block,
 )
+from livekit.plugins.moss_voice.realtime import RealtimeMemory, speaks_realtime
 from livekit.plugins.moss_voice.tools import CallToolset, lookup_tools
 
 from moss_voice import CallContext, CallMemory, Hit, MossClient, MossError
@@ -71,7 +72,7 @@ class Attachment:
         *,
         client: MossClient,
         owns_client: bool,
-        tools: bool,
+        tools: bool | None,
         window: int | None,
         push_timeout_s: float,
         on_context: OnContext | None,
@@ -96,8 +97,15 @@ class Attachment:
         self._agents: list[tuple[Agent, Any]] = []
         self._keeping: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Task[None] | None = None
-        offered = lookup_tools(self._search_knowledge, self._recall_call) if tools else []
-        self.toolset = CallToolset(tools=offered, taken=self._names_taken, close=self.end)
+        self.toolset = CallToolset(
+            tools=lookup_tools(self._search_knowledge, self._recall_call),
+            taken=self._names_taken,
+            offered=lambda: speaks_realtime(session) if tools is None else tools,
+            close=self.end,
+        )
+        self._realtime = RealtimeMemory(
+            session, memory, turns=self._turns, recall=self._recall, hear=self._hear
+        )
 
     def begin(self) -> None:
         """Tie the session to the memory."""
@@ -119,7 +127,9 @@ class Attachment:
             return
         if ev.created_at - self._last_final_at > _FORGOTTEN_S:
             self._finals.clear()  # of a turn that the host dropped
-        self.memory.hearing(" ".join([*self._finals, ev.transcript]))
+        said = " ".join([*self._finals, ev.transcript])
+        self.memory.hearing(said)
+        self._realtime.follow(said, ev)
         if not ev.is_final:
             return
         self._finals.append(ev.transcript)
@@ -135,6 +145,7 @@ class Attachment:
         if isinstance(ev.item, llm.AgentHandoff):
             self._wrap_current()
         elif isinstance(ev.item, llm.ChatMessage):
+            self._realtime.hear_before(ev.item, self._finals)
             self._hear(ev.item)
 
     def _hear(self, item: llm.ChatMessage) -> None:
@@ -191,6 +202,8 @@ class Attachment:
         except RuntimeError:  # not started
             return
         self._wrap(agent)
+        if self._ending is None:
+            self._realtime.tie(agent)
 
     def _wrap(self, agent: Agent) -> None:
         """Put ourselves around an agent's `llm_node`, its own override included; once."""
@@ -246,21 +259,23 @@ class Attachment:
     async def _recalled_into(self, chat_ctx: llm.ChatContext) -> llm.ChatContext:
         shown = shown_to_llm(chat_ctx, window=self._window)
         prompt = read_prompt(shown, turns=self._turns)
+        context = await self._recall(prompt.text, prompt.visible, prompt.seen)
+        if context.text:
+            with_block(shown, prompt, context.text)
+        return shown
+
+    async def _recall(
+        self, text: str | None, visible: Collection[str], seen: Collection[str]
+    ) -> CallContext:
         with tracer.start_as_current_span("moss_voice.recall") as span:
-            context = await self.memory.context(
-                prompt.text, visible=prompt.visible, seen=prompt.seen
-            )
+            context = await self.memory.context(text, visible=visible, seen=seen)
             if span.is_recording():
                 span.set_attributes(span_attributes(context))
                 if self._trace_text:
-                    span.set_attribute(
-                        trace_types.ATTR_GEN_AI_RETRIEVAL_QUERY_TEXT, prompt.text or ""
-                    )
+                    span.set_attribute(trace_types.ATTR_GEN_AI_RETRIEVAL_QUERY_TEXT, text or "")
                     span.set_attribute("moss_voice.pii.block", context.text)
-        if context.text:
-            with_block(shown, prompt, context.text)
         self._tell(context)
-        return shown
+        return context
 
     @guarded
     def _tell(self, context: CallContext) -> None:
@@ -307,6 +322,7 @@ class Attachment:
 
     async def _end(self) -> None:
         name = self.memory.name
+        await self._realtime.end()
         try:
             async with asyncio.timeout(self._push_timeout_s):
                 if self._keeping:

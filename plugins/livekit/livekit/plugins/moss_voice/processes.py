@@ -8,10 +8,11 @@ shared once, in the server that these processes are forked from.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -26,8 +27,9 @@ __all__ = ["Prewarmed", "download", "prewarm", "prewarmed"]
 MODELS_VARIABLE = "MOSS_VOICE_MODELS"
 
 _KEY = "moss_voice"
-# LiveKit gives up on a process that is not ready within 10 s.
-_RECOVER_S = 4.0
+# LiveKit kills a process that is not ready within its `initialize_process_timeout`: 10 s by default, of
+# which the user's own setup wants some.
+TIMEOUT_S = 7.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ def prewarm(
     knowledge: Sequence[str] = ...,
     client: MossClient | None = ...,
     recover: bool = ...,
+    timeout_s: float = ...,
 ) -> None: ...
 @overload
 def prewarm(
@@ -52,6 +55,7 @@ def prewarm(
     *,
     knowledge: Sequence[str] = ...,
     recover: bool = ...,
+    timeout_s: float = ...,
 ) -> Callable[[JobProcess], None]: ...
 def prewarm(
     proc: JobProcess | None = None,
@@ -59,6 +63,7 @@ def prewarm(
     knowledge: Sequence[str] = (),
     client: MossClient | None = None,
     recover: bool = True,
+    timeout_s: float = TIMEOUT_S,
 ) -> Callable[[JobProcess], None] | None:
     """Load the model and knowledge indexes in a process that waits for a call.
 
@@ -72,15 +77,19 @@ def prewarm(
         knowledge: Names of indexes to load; what `attach` uses where it is given none.
         client: Where they are; made from the environment where None.
         recover: Push calls whose processes died, for as long as there is time.
+        timeout_s: How long the cloud may take. LiveKit kills a process that is not ready within its
+            `initialize_process_timeout`, 10 s by default: stay below that.
     """
     if isinstance(knowledge, str):
         raise TypeError("prewarm: knowledge: expected a list of names")
     if proc is None:
-        return functools.partial(prewarm, knowledge=tuple(knowledge), recover=recover)
+        return functools.partial(
+            prewarm, knowledge=tuple(knowledge), recover=recover, timeout_s=timeout_s
+        )
     warm = Prewarmed(client or MossClient(), tuple(knowledge))
     # The first thing, so that `attach` finds at least the client whatever fails below.
     proc.userdata[_KEY] = warm
-    _to_end(_load(warm, recover=recover))
+    _to_end(_load(warm, recover=recover, timeout_s=timeout_s))
     return None
 
 
@@ -97,16 +106,31 @@ def download() -> None:
             load_embedder(name)
 
 
-async def _load(warm: Prewarmed, *, recover: bool) -> None:
+async def _load(warm: Prewarmed, *, recover: bool, timeout_s: float) -> None:
+    await _tried("the model", asyncio.to_thread(_first_run))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            # Together: what is missing or slow keeps nothing else from being loaded.
+            await asyncio.gather(
+                *(
+                    _tried(f"the knowledge {name!r}", warm.client.load_index(name))
+                    for name in warm.knowledge
+                )
+            )
+            if recover:
+                await _tried("recovery", warm.client.recover())
+
+
+async def _tried(what: str, loading: Awaitable[object]) -> None:
     try:
-        await asyncio.to_thread(_first_run)
-        for name in warm.knowledge:
-            await warm.client.load_index(name)
-        if recover:
-            async with asyncio.timeout(_RECOVER_S):
-                await warm.client.recover()
-    except (MossError, TimeoutError, OSError) as error:
-        logger.error("prewarm: %s; attach tries again", error)
+        await loading
+    except MossError as error:
+        logger.error("prewarm: %s: %s; attach tries again", what, error)
+    except asyncio.CancelledError:
+        logger.error("prewarm: %s: not within the time; attach tries again", what)
+        raise
+    except Exception as error:  # noqa: BLE001 - a process without it serves its calls all the same
+        logger.error("prewarm: %s failed (%s)", what, type(error).__name__)
 
 
 def _first_run() -> None:

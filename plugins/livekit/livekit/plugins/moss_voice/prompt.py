@@ -12,8 +12,19 @@ from dataclasses import dataclass
 
 from livekit.agents import llm
 
-__all__ = ["Prompt", "carry_back", "is_ours", "read_prompt", "shown_to_llm", "with_block"]
+__all__ = [
+    "BLOCK_ID",
+    "Prompt",
+    "carry_back",
+    "is_ours",
+    "new_block",
+    "read_prompt",
+    "shown_to_llm",
+    "with_block",
+]
 
+# Of the one block that a realtime model's provider keeps: what comes back from there has lost its mark.
+BLOCK_ID = "moss_voice_memory"
 _MARK = "moss_voice"
 _INSTRUCTIONS = ("system", "developer")
 
@@ -37,7 +48,12 @@ class Prompt:
 
 def is_ours(item: llm.ChatItem) -> bool:
     """Tell whether an item is a block of ours."""
-    return isinstance(item, llm.ChatMessage) and _MARK in item.extra
+    return isinstance(item, llm.ChatMessage) and (_MARK in item.extra or item.id == BLOCK_ID)
+
+
+def new_block(block: str) -> llm.ChatMessage:
+    """Make the message of a block; it is a user's, never the instructions of anybody."""
+    return llm.ChatMessage(role="user", content=[block], extra={_MARK: True})
 
 
 def shown_to_llm(chat_ctx: llm.ChatContext, *, window: int | None) -> llm.ChatContext:
@@ -74,10 +90,10 @@ def read_prompt(chat_ctx: llm.ChatContext, *, turns: Container[str]) -> Prompt:
 
 
 def with_block(chat_ctx: llm.ChatContext, prompt: Prompt, block: str) -> llm.ChatMessage:
-    """Insert a recalled block; it is a user's message, never the instructions of anybody."""
+    """Insert a recalled block."""
     items = chat_ctx.items
     neighbour = items[min(prompt.place, len(items) - 1)] if items else None
-    message = llm.ChatMessage(role="user", content=[block], extra={_MARK: True})
+    message = new_block(block)
     if neighbour is not None:
         # Hosts sort by time; ours stays where it is.
         side = -1e-6 if prompt.place < len(items) else 1e-6

@@ -185,9 +185,10 @@ class SimulatedCall:
         synchronized: Whether the audio goes through the host's `TranscriptSynchronizer`, as in a
             room. Without it the host takes an interrupted reply for fully heard.
         tools: Tools of the session.
-        session_options: More arguments of `AgentSession`; they win over those set here.
-            `turn_handling` is merged two levels deep: `{"preemptive_generation": {"enabled":
-            False}}` changes that alone. Preemptive generation is as the host has it by default: on.
+        session_options: More arguments of `AgentSession`, other than the models and the tools; they
+            win over those set here. `turn_handling` is merged two levels deep:
+            `{"preemptive_generation": {"enabled": False}}` changes that alone. Preemptive
+            generation is as the host has it by default: on.
         timeout_s: Real seconds that any one step may take before it raises `TimeoutError`.
 
     Attributes:

@@ -28,6 +28,7 @@ class CallToolset(llm.Toolset):
         *,
         tools: Sequence[llm.Tool],
         taken: Callable[[], frozenset[str]],
+        offered: Callable[[], bool],
         close: Callable[[], Awaitable[None]],
     ) -> None:
         """Start from ready parts.
@@ -35,17 +36,20 @@ class CallToolset(llm.Toolset):
         Args:
             tools: What the LLM may call.
             taken: Names that the current agent uses itself: a host refuses a name that is there twice.
+            offered: Whether the current agent's LLM may call them. The host asks for each reply, and of
+                a realtime model once, when its agent starts.
             close: Ends the call; never raises.
         """
         super().__init__(id="moss_voice")
         self._lookups = list(tools)
         self._taken = taken
+        self._offered = offered
         self._end = close
 
     @property
     def tools(self) -> Sequence[llm.Tool | llm.Toolset]:
         """What is offered to the current agent's LLM."""
-        if not self._lookups:
+        if not self._offered():
             return []
         taken = self._taken()
         return [tool for tool in self._lookups if tool.id not in taken]
