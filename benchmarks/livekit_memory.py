@@ -28,17 +28,17 @@ from rich.table import Table
 from benchmarks.corpus import corpus
 from benchmarks.run import Row, client_in, machine, settled
 
-PRELOAD = "livekit.plugins.moss_voice.preload"
 # What a worker does with us, by the name of its row; each adds to the one before.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "without us": (),
     "attach": ("attach",),
     "attach, prewarm": ("attach", "prewarm"),
     "attach, prewarm, preload": ("attach", "prewarm", "preload"),
+    "the same, knowledge preloaded": ("attach", "prewarm", "preload", "share"),
 }
 
 # The worker is a program of its own, so that its processes import nothing of the benchmark's.
-_WORKER = '''
+_WORKER = """
 import asyncio, json, math, os, sys
 from livekit.agents import Agent, AgentServer, AgentSession, DEFAULT_API_CONNECT_OPTIONS, llm
 
@@ -68,8 +68,7 @@ async def entrypoint(ctx):
     if "attach" in WITH:
         client = ctx.proc.userdata["moss_voice"].client if "prewarm" in WITH else None
         for index in client._loaded.values() if client is not None else ():
-            if index._graph_job is not None:
-                await asyncio.wrap_future(index._graph_job)
+            await index.settled()
     with open(os.path.join(os.environ["BENCH_OUT"], ctx.job.room.name), "w") as file:
         file.write(f"{os.getpid()} {len(hits)}\\n")
 
@@ -80,7 +79,7 @@ def setup(proc):
 server = AgentServer(
     setup_fnc=setup, host="127.0.0.1", port=0, load_threshold=math.inf, job_memory_warn_mb=0,
     num_idle_processes=int(os.environ["BENCH_PROCESSES"]), initialize_process_timeout=60,
-    preload_modules=os.environ["BENCH_PRELOAD"].split() if "preload" in WITH else None,
+    preload_modules=["livekit.plugins.moss_voice.preload"] if "preload" in WITH else None,
 )
 server.rtc_session(entrypoint)
 
@@ -106,7 +105,7 @@ async def main():
 
 if __name__ == "__main__":
     asyncio.run(main())
-'''
+"""
 
 _MB = 1024.0
 
@@ -129,9 +128,7 @@ def median_of(pids: Sequence[int]) -> Row:
     return {key: round(statistics.median(row[key] for row in rows), 1) for key in rows[0]}
 
 
-async def worker(
-    folder: Path, parts: Sequence[str], *, processes: int, knowledge: str, preload: str = PRELOAD
-) -> Row:
+async def worker(folder: Path, parts: Sequence[str], *, processes: int, knowledge: str) -> Row:
     """Measure a worker's processes, waiting and with a turn answered each."""
     program, out = folder / "agent.py", folder / "_".join(["out", *parts])
     program.write_text(_WORKER, encoding="utf-8")
@@ -141,7 +138,7 @@ async def worker(
         "BENCH_WITH": ",".join(parts),
         "BENCH_KNOWLEDGE": knowledge,
         "BENCH_PROCESSES": str(processes),
-        "BENCH_PRELOAD": preload,
+        "MOSS_VOICE_PRELOAD": knowledge if "share" in parts else "",
         "BENCH_OUT": str(out),
         "MOSS_VOICE_CLOUD": str(folder / "cloud"),
         "XDG_CACHE_HOME": str(folder / "xdg-cache"),

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import os
+import signal
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
@@ -25,7 +26,7 @@ from moss_voice.call.context import MAX_TOKENS
 from moss_voice.call.journal import Contents, Delete, Header, Journal, Put, find_journals
 from moss_voice.call.memory import DEADLINE_MS, MIN_SCORE, CallMemory
 from moss_voice.cloud.cache import SegmentCache
-from moss_voice.cloud.log import Commit
+from moss_voice.cloud.log import Commit, decode_commit
 from moss_voice.cloud.store import DEFAULT_PROJECT, Cloud, open_cloud
 from moss_voice.errors import (
     AuthenticationError,
@@ -37,7 +38,7 @@ from moss_voice.errors import (
     MossError,
     SessionClosedError,
 )
-from moss_voice.session import Progress, Remote, SessionIndex
+from moss_voice.session import Progress, Remote, SessionIndex, share_version
 from moss_voice.types import (
     DocumentInfo,
     GetDocumentsOptions,
@@ -393,6 +394,62 @@ class MossClient:
             for name in index_names
         }
 
+    def share_indexes(self, index_names: Sequence[str], *, timeout_s: int = 60) -> int:
+        """Load indexes once for every process that will be forked from this one.
+
+        For a server that forks a process per call: of what is loaded here, graphs included, there is one
+        copy in memory, and `load_index` in a child takes no time. An index that changes later is loaded
+        by each process as usual. Call it before this process has used a client or started a thread. A
+        fork of it reads the cloud and fills the cache; this process then reads the cache alone, so that
+        no thread and no connection is there to be forked.
+
+        Args:
+            index_names: Indexes of the cloud.
+            timeout_s: How long all of it may take, the building of graphs included.
+
+        Returns:
+            How many could be loaded; what failed is logged. 0 where processes are not forked.
+        """
+        if not hasattr(os, "fork"):
+            return 0
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            # The default: it ends this process, whatever it waits for.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(timeout_s)
+            try:
+                os.close(reader)
+                asyncio.run(self._fill_cache(index_names, writer))
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as told:  # noqa: PTH123 - a pipe
+            commits = told.read().splitlines()
+        os.waitpid(child, 0)
+        cache = SegmentCache(self._cache_path)
+        shared = 0
+        for line in commits:
+            try:
+                shared += share_version(decode_commit(line), cache)
+            except MossError as error:
+                logger.error("an index cannot be shared: %s", error)
+        if shared < len(set(index_names)):
+            logger.error("%d of %d indexes are shared", shared, len(set(index_names)))
+        return shared
+
+    async def _fill_cache(self, index_names: Sequence[str], told: int) -> None:
+        """Bring indexes and their graphs into the cache, and tell their commits, one a line."""
+        for name in dict.fromkeys(index_names):
+            try:
+                remote = await self._remote()
+                await (await self._loaded_index(name)).settled()
+                head = await remote.cloud.read_head(remote.project, name)
+                if head is not None:
+                    os.write(told, head.encode() + b"\n")
+            except MossError as error:
+                logger.error("index %r cannot be shared: %s", name, error)
+
     async def unload_index(self, index_name: str) -> bool:
         """Let go of a loaded index; tells whether it was loaded."""
         index = self._loaded.pop(index_name, None)
@@ -420,7 +477,9 @@ class MossClient:
         remote = await self._remote()
         async with self._loading.setdefault(name, asyncio.Lock()):
             if name not in self._loaded:
-                self._loaded[name] = await SessionIndex.open(remote, name, must_exist=True)
+                self._loaded[name] = await SessionIndex.open(
+                    remote, name, must_exist=True, shared=True
+                )
             return self._loaded[name]
 
     async def query(

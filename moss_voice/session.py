@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -77,6 +77,7 @@ __all__ = [
     "Remote",
     "SessionIndex",
     "normalised",
+    "share_version",
 ]
 
 logger = logging.getLogger(__name__)
@@ -204,9 +205,18 @@ class SessionIndex:
         model_id: str | None = None,
         *,
         must_exist: bool = False,
+        shared: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Resume an index by name without embedding anything anew, or start it empty.
+
+        Args:
+            remote: Where it is.
+            name: The index's name.
+            model_id: The embedding model's id; that of the stored index where None.
+            must_exist: True refuses to start it empty.
+            shared: True for one that is only read: see `share_version`.
+            now: See `SessionIndex`.
 
         Raises:
             IndexNotFoundError: If `must_exist` and the cloud has none of that name.
@@ -227,7 +237,7 @@ class SessionIndex:
             # Before it is loaded, which may mean a download.
             _check_model(name, head, chosen)
         embedder, loaded = await asyncio.gather(
-            in_worker(_embedder_of, chosen), _fetch(remote, head)
+            in_worker(_embedder_of, chosen), _fetch(remote, head, shared=shared)
         )
         known_as = embedder.model_id if embedder else CUSTOM
         _check_model(name, head, known_as)
@@ -941,6 +951,11 @@ class SessionIndex:
             # It looks at _closed every tenth of a second.
             await asyncio.wrap_future(self._graph_job)
 
+    async def settled(self) -> None:
+        """Wait until the graph that is being built, if any, is in use and kept in the cache."""
+        if self._graph_job is not None:
+            await asyncio.wrap_future(self._graph_job)
+
     def _check_open(self) -> None:
         if self._closed.is_set():
             raise SessionClosedError(f"session {self._name!r} is closed; open it anew")
@@ -959,10 +974,8 @@ class SessionIndex:
         """Find the graph of the longest prefix in the cache, or build one and keep it there."""
         cache = self._remote.cache
         try:
-            for key, n_rows in prefixes:
-                if cache is None or not index.wants_graph:
-                    break
-                cache.read_graph(key, partial(index.load_graph, n_rows=n_rows))
+            if cache is not None:
+                _read_graph(index, prefixes, cache)
             if not index.wants_graph:
                 return
             _give_way()
@@ -1093,8 +1106,51 @@ async def _read_segment(remote: Remote, index_name: str, ref: SegmentRef) -> Seg
     return await in_worker(decode_segment, data)
 
 
-async def _fetch(remote: Remote, commit: Commit) -> _Loaded:
+# Versions that were loaded before this process was forked, by what they are made of. Never written to.
+_shared: dict[tuple[str, ...], _Loaded] = {}
+
+
+def share_version(commit: Commit, cache: SegmentCache) -> bool:
+    """Load a version from the cache for every process that will be forked from this one.
+
+    They then read the same memory, graph included, where each would have held its own. Starts no thread
+    and opens no store, neither of which would survive a fork.
+
+    Returns:
+        False where the cache lacks a segment of it.
+
+    Raises:
+        CorruptDataError: If what is cached is damaged.
+    """
+    segments = []
+    for ref in commit.segments:
+        data = cache.get(ref)
+        if data is None:
+            return False
+        segments.append(decode_segment(data))
+    loaded = _restore(commit, segments)
+    _read_graph(loaded.index, loaded.prefixes, cache)
+    _shared[_content(commit)] = loaded
+    return True
+
+
+def _content(commit: Commit) -> tuple[str, ...]:
+    return (commit.model_id, *(ref.sha256 for ref in commit.segments))
+
+
+def _read_graph(index: Index, prefixes: Sequence[tuple[str, int]], cache: SegmentCache) -> None:
+    """Find the graph of the longest prefix in the cache, where one is wanted."""
+    for key, n_rows in prefixes:
+        if not index.wants_graph:
+            return
+        cache.read_graph(key, partial(index.load_graph, n_rows=n_rows))
+
+
+async def _fetch(remote: Remote, commit: Commit, *, shared: bool = False) -> _Loaded:
     """Read a version of an index into memory; raises before anything is changed."""
+    loaded = _shared.get(_content(commit)) if shared else None
+    if loaded is not None:
+        return replace(loaded, commit=commit)
     segments = await asyncio.gather(
         *(_read_segment(remote, commit.index, ref) for ref in commit.segments)
     )

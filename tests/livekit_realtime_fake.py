@@ -137,9 +137,7 @@ class FakeRealtimeSession(llm.RealtimeSession[Literal["fake"]]):
         self.told_tools.append(sorted(tool.id for tool in tools))
         self._tools = llm.ToolContext(tools)
 
-    def update_options(
-        self, *, tool_choice: NotGivenOr[llm.ToolChoice | None] = NOT_GIVEN
-    ) -> None:
+    def update_options(self, *, tool_choice: NotGivenOr[llm.ToolChoice | None] = NOT_GIVEN) -> None:
         pass
 
     async def update_chat_ctx(self, chat_ctx: llm.ChatContext) -> None:
@@ -156,7 +154,9 @@ class FakeRealtimeSession(llm.RealtimeSession[Literal["fake"]]):
             acks: list[asyncio.Future[None]] = []
             if not self.fake.capabilities.message_truncation:
                 for before, id_ in diff.to_create:
-                    acks.append(self._create(self.server[-1].id if self.server else None, chat_ctx, id_))
+                    acks.append(
+                        self._create(self.server[-1].id if self.server else None, chat_ctx, id_)
+                    )
                     del before
             else:
                 acks += [self._delete(id_) for id_ in diff.to_remove]
@@ -349,7 +349,9 @@ class FakeRealtimeSession(llm.RealtimeSession[Literal["fake"]]):
         self._added(before, llm.ChatMessage(id=item_id, role="assistant", content=[words]))
         text, audio = utils.aio.Chan[str](), utils.aio.Chan[rtc.AudioFrame]()
         modalities: asyncio.Future[list[Literal["text", "audio"]]] = asyncio.Future()
-        modalities.set_result(["text", "audio"] if self.fake.capabilities.audio_output else ["text"])
+        modalities.set_result(
+            ["text", "audio"] if self.fake.capabilities.audio_output else ["text"]
+        )
         messages.send_nowait(llm.MessageGeneration(item_id, text, audio, modalities))
         try:
             for number, word in enumerate(words.split()):

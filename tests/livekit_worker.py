@@ -198,9 +198,7 @@ async def take_rooms(server: AgentServer) -> None:
     await loop.connect_read_pipe(functools.partial(asyncio.StreamReaderProtocol, lines), sys.stdin)
     while line := await lines.readline():
         room = json.loads(line)
-        info = models.Room(
-            name=room["name"], sid=room["sid"], metadata=json.dumps(room["plan"])
-        )
+        info = models.Room(name=room["name"], sid=room["sid"], metadata=json.dumps(room["plan"]))
         await server.simulate_job(room["name"], room_info=info, fake_job=True)
 
 

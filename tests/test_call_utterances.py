@@ -562,26 +562,43 @@ async def test_a_push_in_the_middle_of_a_turn_loses_no_utterance(
 async def test_utterances_are_recovered_in_the_order_they_were_told(
     make: Make, client: MossClient
 ) -> None:
-    """However many there are and however many threads write to the disk."""
+    """However many there are, corrected or not, before and during a push, and by however many threads."""
     call = await make()
+    told_first = [f"word {n}" for n in range(100)]
     disk = threading.Event()
     busy = [submit_write(disk.wait) for _ in range(2)]
-    words = [f"word {n}" for n in range(200)]
-    for word in words[:-50]:
-        call.uttered(word)
+    for n, word in enumerate(told_first):
+        call.uttered(f"draft of {word}", id=f"u{n}")
+        call.uttered(word, id=f"u{n}")
+    disk.set()
+    await written(call)
+    assert call._journal is not None
+    records = decode(call._journal.path.read_bytes()).records
+    assert [r.document["text"] for r in records if isinstance(r, Put)] == [
+        text for word in told_first for text in (f"draft of {word}", word)
+    ]
+    disk.clear()
+    busy += [submit_write(disk.wait) for _ in range(2)]
     pushing = asyncio.create_task(call.push())
-    # As far as it comes; what is told meanwhile comes after what it notes again.
+    # As far as it comes: to the note of the push, which waits for a thread.
     await asyncio.wait({pushing}, timeout=0.3)
-    for word in words[-50:]:
+    meanwhile = [f"late {n}" for n in range(50)]
+    for n, word in enumerate(meanwhile):
         call.uttered(word)
+        call.uttered(f"corrected {n}", id=f"u{n}")
     disk.set()
     await asyncio.to_thread(wait, busy)
     await pushing
     call.uttered("the end")
-    words.append("the end")
     await die(call)
     await client.recover()
-    assert [text for text, _, _ in await kept(client)] == words
+    corrected = [f"corrected {n}" for n in range(50)]
+    assert [text for text, _, _ in await kept(client)] == [
+        *corrected,
+        *told_first[50:],
+        *meanwhile,
+        "the end",
+    ]
 
 
 async def test_a_recovered_utterance_is_a_turn_of_the_call(make: Make, client: MossClient) -> None:

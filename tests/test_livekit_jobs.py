@@ -283,9 +283,7 @@ def test_another_call_in_a_room_of_the_same_name_is_another_call(worker: Worker)
 
 def test_a_slow_store_does_not_hold_up_the_close(worker: Worker) -> None:
     """A push that takes too long is let go: the job ends, and the journal has the call."""
-    room = worker.start_job(
-        then="shutdown", slow_push_s=600.0, attach={"push_timeout_s": 0.1}
-    )
+    room = worker.start_job(then="shutdown", slow_push_s=600.0, attach={"push_timeout_s": 0.1})
     assert worker.wait_for("closed", room)["journals"] == 1
     gone(worker.told(room)[-1]["pid"])
     worker.recover_by_hand()
@@ -387,9 +385,7 @@ def test_prewarmed_knowledge_is_loaded_once_before_the_call(tmp_path: Path) -> N
 
 
 def _process() -> JobProcess:
-    return JobProcess(
-        executor_type=JobExecutorType.PROCESS, user_arguments=None, http_proxy=None
-    )
+    return JobProcess(executor_type=JobExecutorType.PROCESS, user_arguments=None, http_proxy=None)
 
 
 def test_prewarm_is_a_setup_function_that_can_be_sent() -> None:

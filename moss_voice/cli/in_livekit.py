@@ -84,7 +84,7 @@ class LiveKit:
         self._model = ScriptedLLM.following(self._script)
         self._agent = Agent(instructions=_INSTRUCTIONS)
         self._events: asyncio.Queue[_Kept | _AgentSpeaks | _Over] = asyncio.Queue()
-        # Of the reply that is being made.
+        # Of the replies to turns that are not yielded yet.
         self._contexts: list[CallContext] = []
         self._caller_turns = 0
         self._delays_ms: list[float] = []
@@ -113,10 +113,9 @@ class LiveKit:
             ("blocks left in the chat history", f"{asked.in_history or 'none'}"),
         ]
         if self._delays_ms:
-            told = f"median {quantile(self._delays_ms, 0.5):.0f} ms"
-            if self._speed != 1.0:
-                told += f", where LiveKit's pauses are {self._speed:g} times shorter"
-            rows.append(("end of speech to first audio", told))
+            median = f"median {quantile(self._delays_ms, 0.5):.0f} ms"
+            pace = "" if self._speed == 1.0 else "time is compressed, "
+            rows.append(("end of speech to first audio", f"{median}; {pace}the LLM scripted"))
         return rows
 
     def as_json(self) -> dict[str, object]:
@@ -240,7 +239,8 @@ class LiveKit:
                 yield played
         if waiting is not None:
             yield self._with_context(waiting)
-        for turn in script_turns:
+        # Without a push the call has not come to its end.
+        for turn in script_turns if self.pushed is not None else ():
             if turn.speaker == "action":
                 yield Played(replace(turn, start_s=at_s, end_s=at_s))
 
@@ -263,9 +263,13 @@ class LiveKit:
     def _with_context(self, played: Played) -> Played:
         """Add what the reply was made with: the last that was recalled for the same words."""
         words = squash(played.turn.text)
-        found = [context for context in self._contexts if squash(context.query) == words]
-        self._contexts.clear()
-        return replace(played, context=found[-1] if found else None)
+        places = [i for i, found in enumerate(self._contexts) if squash(found.query) == words]
+        if not places:
+            return played
+        context = self._contexts[places[-1]]
+        # What comes after it is for the next turn already.
+        del self._contexts[: places[-1] + 1]
+        return replace(played, context=context)
 
 
 def _with_unsaid(scene: Scene) -> CallScript:

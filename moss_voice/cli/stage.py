@@ -17,6 +17,7 @@ from moss_voice.types import PushIndexResult
 __all__ = ["Scene", "Stage", "find_stage"]
 
 _LIVEKIT = ("livekit", "livekit.agents")
+_INSTALL = "`pip install 'moss-voice[livekit]'`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +38,22 @@ class Scene:
 
 
 class Stage(Protocol):
-    """Plays a scene, once, and tells how it went.
+    """Plays a scene, once, and tells how it went."""
 
-    Attributes:
-        about: What it is, for people.
-        notes: What the host complained of so far, a line each.
-        pushed: What the end of the call pushed; None before, and where it failed.
-    """
+    @property
+    def about(self) -> str:
+        """What it is, for people."""
+        ...
 
-    about: str
-    notes: Sequence[str]
-    pushed: PushIndexResult | None
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the host complained of so far, a line each."""
+        ...
+
+    @property
+    def pushed(self) -> PushIndexResult | None:
+        """What the end of the call pushed; None before, and where it failed."""
+        ...
 
     def play(self, client: MossClient) -> AsyncGenerator[Played, None]:
         """Play the scene as a call of the client, to its end.
@@ -87,10 +93,11 @@ def find_stage(host: Host, scene: Scene) -> Stage:
         )
         if host is Host.LIVEKIT:
             raise MossError(
-                f"--host livekit: livekit-agents {why}; install it with"
-                " `pip install 'moss-voice[livekit]'`, or leave --host out"
+                f"--host livekit: livekit-agents {why}; install it with {_INSTALL}, or leave --host out"
             ) from None
-        return _Engine(scene, f"The engine plays it alone: livekit-agents {why}.")
+        return _Engine(
+            scene, f"The engine plays it alone: livekit-agents {why}; {_INSTALL} brings it."
+        )
     return LiveKit(scene)
 
 

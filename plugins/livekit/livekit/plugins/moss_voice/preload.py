@@ -1,8 +1,14 @@
 """Load what every call's process needs, once, in the server that they are forked from.
 
 For `AgentServer(preload_modules=["livekit.plugins.moss_voice.preload"])`, which imports this module there.
-The law: what is loaded here may be used on both sides of a fork. It is code, the model's weights and its
-session, which has no threads of its own; never a thread, an event loop, an open connection or a store.
+`MOSS_VOICE_MODELS` names the models, `MOSS_VOICE_PRELOAD` the knowledge indexes (comma-separated), which
+then are in memory once, however many calls there are. A worker that needs more lists a module of its
+own, which imports this one and calls `MossClient.share_indexes`.
+
+The law: what is loaded here may be used on both sides of a fork. It is code, a model's weights and its
+session, which has no threads of its own, and indexes; never a thread, an event loop, an open connection
+or a store. And whatever goes wrong, the module can be imported: a fork server that fails takes the
+worker with it.
 """
 
 from __future__ import annotations
@@ -12,15 +18,13 @@ import os
 import hnswlib  # noqa: F401 - imported to be shared
 import obstore  # noqa: F401
 from livekit.plugins.moss_voice.log import logger
-from livekit.plugins.moss_voice.processes import MODELS_VARIABLE
+from livekit.plugins.moss_voice.processes import KNOWLEDGE_VARIABLE, load_models, named_in
 
-import moss_voice.client  # noqa: F401
-from moss_voice.errors import MossError
-from moss_voice.models import DEFAULT_MODEL, load_embedder
+import moss_voice.client
 
-for _name in os.environ.get(MODELS_VARIABLE, DEFAULT_MODEL).split(","):
-    try:
-        # Its first run sets up buffers that are better shared than made by every process.
-        load_embedder(_name.strip()).embed_query("hello")
-    except MossError as _error:
-        logger.error("preload: %s", _error)
+try:
+    load_models()
+    if _names := named_in(os.environ.get(KNOWLEDGE_VARIABLE, "")):
+        moss_voice.client.MossClient().share_indexes(_names)
+except Exception as _error:  # noqa: BLE001 - see the law
+    logger.error("preload failed (%s); processes load it themselves", type(_error).__name__)

@@ -2,7 +2,8 @@
 
 Each LiveKit call is a process of its own. `prewarm` loads what it needs while it waits for a job; the module
 `livekit.plugins.moss_voice.preload`, listed in `AgentServer(preload_modules=[...])`, loads what may be
-shared once, in the server that these processes are forked from.
+shared once, in the server that these processes are forked from. `benchmarks/livekit_memory.py` measures
+what that saves.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from livekit.agents import JobContext, JobProcess
 from livekit.plugins.moss_voice.log import logger
 
 from moss_voice import MossClient, MossError
-from moss_voice.models import CUSTOM_MODEL, load_embedder
+from moss_voice.models import CUSTOM_MODEL, DEFAULT_MODEL, load_embedder
 
 __all__ = ["Prewarmed", "download", "prewarm", "prewarmed"]
 
 MODELS_VARIABLE = "MOSS_VOICE_MODELS"
+KNOWLEDGE_VARIABLE = "MOSS_VOICE_PRELOAD"
 
 _KEY = "moss_voice"
 # LiveKit kills a process that is not ready within its `initialize_process_timeout`: 10 s by default, of
@@ -101,13 +103,32 @@ def prewarmed(job: JobContext | None) -> Prewarmed | None:
 
 def download() -> None:
     """Fetch the models named in `MOSS_VOICE_MODELS`, for `python -m livekit.agents download-files`."""
-    for name in filter(None, map(str.strip, os.environ.get(MODELS_VARIABLE, "").split(","))):
+    for name in named_in(os.environ.get(MODELS_VARIABLE, "")):
         if name != CUSTOM_MODEL:
             load_embedder(name)
 
 
+def load_models() -> None:
+    """Load the models named in `MOSS_VOICE_MODELS`, else the bundled one, and run each once.
+
+    The first run sets up what later ones use. What cannot be loaded is logged.
+    """
+    for name in named_in(os.environ.get(MODELS_VARIABLE, "")) or [DEFAULT_MODEL]:
+        if name == CUSTOM_MODEL:
+            continue
+        try:
+            load_embedder(name).embed_query("hello")
+        except MossError as error:
+            logger.error("the model %r cannot be loaded: %s", name, error)
+
+
+def named_in(variable: str) -> list[str]:
+    """Return the names in a comma-separated list."""
+    return [name for name in map(str.strip, variable.split(",")) if name]
+
+
 async def _load(warm: Prewarmed, *, recover: bool, timeout_s: float) -> None:
-    await _tried("the model", asyncio.to_thread(_first_run))
+    await _tried("the model", asyncio.to_thread(load_models))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             # Together: what is missing or slow keeps nothing else from being loaded.
@@ -131,11 +152,6 @@ async def _tried(what: str, loading: Awaitable[object]) -> None:
         raise
     except Exception as error:  # noqa: BLE001 - a process without it serves its calls all the same
         logger.error("prewarm: %s failed (%s)", what, type(error).__name__)
-
-
-def _first_run() -> None:
-    """Load the default model and run it once: the first run sets up what later ones use."""
-    load_embedder().embed_query("hello")
 
 
 def _to_end(work: Coroutine[Any, Any, None]) -> None:
