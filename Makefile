@@ -7,6 +7,8 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# A name, since a comma would end an argument of `call`.
+SELF := .[livekit,dev]
 # The first Python of 3.11 or newer on PATH; override with PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
@@ -26,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv >/dev/null 2>&1 || true
 	@echo "Installing moss-voice and its tools into $(VENV) (hnswlib is compiled: about a minute)"
-	@$(call install,$(PY),--editable '.[livekit,dev]')
+	@$(call install,$(PY),--editable '$(SELF)')
 	@touch $@
 
 demo: $(READY)
@@ -38,15 +40,21 @@ check: $(READY)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-# The wheel alone, in an environment of its own and away from the source tree.
+# The wheel alone, in environments of its own and away from the source tree: without extras, with each.
 wheel: $(READY)
 	@rm -rf build/wheel && mkdir -p build/wheel
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
-	@$(PY) -m venv build/wheel/venv
-	@$(call install,build/wheel/venv/bin/python,build/wheel/*.whl)
-	@cp tests/smoke/smoke.py build/wheel/ && cd build/wheel && env \
+	@$(call smoke,bare,,smoke.py)
+	@$(call smoke,livekit,[livekit],livekit_extra.py)
+
+# smoke(name, extra, script): install the wheel with an extra, and run a script of tests/smoke there.
+define smoke
+	$(PY) -m venv build/wheel/$(1) \
+		&& { $(call install,build/wheel/$(1)/bin/python,"$$(echo build/wheel/*.whl)$(2)"); } \
+		&& cp tests/smoke/$(3) build/wheel/ && cd build/wheel && env \
 		XDG_DATA_HOME=$(CURDIR)/build/wheel/data XDG_CACHE_HOME=$(CURDIR)/build/wheel/cache \
-		venv/bin/python -I smoke.py
+		$(1)/bin/python -I $(3)
+endef
 
 test: check wheel
 	$(PY) -m pytest

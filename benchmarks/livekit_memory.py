@@ -19,6 +19,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -128,6 +129,17 @@ def median_of(pids: Sequence[int]) -> Row:
     return {key: round(statistics.median(row[key] for row in rows), 1) for key in rows[0]}
 
 
+def answers(out: Path, n: int) -> list[list[int]]:
+    """Wait for what n jobs tell: the process of each and how many hits it had."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        told = [path.read_text(encoding="ascii") for path in out.iterdir()]
+        if sum(text.endswith("\n") for text in told) == n:
+            return [[*map(int, text.split())] for text in told]
+        time.sleep(0.05)
+    raise TimeoutError(f"not all of {n} jobs have answered")
+
+
 async def worker(folder: Path, parts: Sequence[str], *, processes: int, knowledge: str) -> Row:
     """Measure a worker's processes, waiting and with a turn answered each."""
     program, out = folder / "agent.py", folder / "_".join(["out", *parts])
@@ -160,10 +172,7 @@ async def worker(folder: Path, parts: Sequence[str], *, processes: int, knowledg
         assert len(pids) == processes, f"{len(pids)} processes; see {folder / 'log'}"
         row: Row = {"forkserver": median_of([started["forkserver"]]), "waiting": median_of(pids)}
         process.stdin.writelines(f"room-{n}\n".encode() for n in range(processes))
-        async with asyncio.timeout(120):
-            while sum(path.stat().st_size > 0 for path in out.iterdir()) < processes:
-                await asyncio.sleep(0.05)
-        answered = [list(map(int, path.read_text().split())) for path in out.iterdir()]
+        answered = await asyncio.to_thread(answers, out, processes)
         assert sorted(pid for pid, _ in answered) == sorted(pids)
         row |= {"answered": median_of(pids), "hits": min(hits for _, hits in answered)}
         process.stdin.write_eof()

@@ -165,7 +165,7 @@ class FakeRealtimeSession(llm.RealtimeSession[Literal["fake"]]):
                     if _words(self.chat_ctx.get_by_id(id_)):  # audio is not synced down
                         acks += [self._delete(id_), self._create(before, chat_ctx, id_)]
             try:
-                await asyncio.wait_for(asyncio.gather(*acks), 5.0)
+                await asyncio.wait_for(asyncio.gather(*acks, return_exceptions=True), 5.0)
             except TimeoutError:
                 raise llm.RealtimeError("update_chat_ctx timed out.") from None
             finally:

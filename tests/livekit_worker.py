@@ -37,6 +37,7 @@ from livekit.plugins.moss_voice.testing import ScriptedLLM
 from livekit.protocol import models
 
 from moss_voice import CallMemory
+from moss_voice import session as session_module
 from moss_voice.cloud.store import Cloud
 from moss_voice.session import SessionIndex
 
@@ -120,12 +121,16 @@ async def entrypoint(ctx: JobContext) -> None:
         **plan.get("attach", {}),
     )
     turns = memory.counters.turns
+    versions = session_module._shared.values()
     tell(
         room,
         "attached",
         call=memory.name,
         warm=warm is not None,
         loaded=[before, loaded[len(before) :]],
+        shared=any(
+            index._index is version.index for index in memory.knowledge for version in versions
+        ),
         turns=turns,
         executor=ctx.proc.executor_type.name,
     )
@@ -140,9 +145,8 @@ async def entrypoint(ctx: JobContext) -> None:
     if "utters" in plan:
         event = UserInputTranscribedEvent(transcript=plan["utters"], is_final=True)
         session._user_input_transcribed(event)
-    while not kept(memory, turns + 2 * len(plan["says"])):
+    while not kept(memory, turns + 2 * len(plan["says"])):  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.01)
-    index = warm.client._loaded.get("faq") if warm is not None else None
     embedder = memory.session.embedder
     assert embedder is not None
     tell(
@@ -150,7 +154,6 @@ async def entrypoint(ctx: JobContext) -> None:
         "ready",
         hits=hits,
         journals=journals(),
-        knowledge=None if index is None else index.doc_count,
         vector=embedder.embed_query(f"to be computed here: {room}").tolist(),
         in_main_thread=threading.current_thread() is threading.main_thread(),
     )
@@ -176,7 +179,7 @@ def setup() -> Any:
 server = AgentServer(
     setup_fnc=setup(),
     job_executor_type=JobExecutorType[CONFIG.get("executor", "PROCESS")],
-    preload_modules=CONFIG.get("preload"),
+    preload_modules=CONFIG.get("preload_modules"),
     num_idle_processes=CONFIG.get("idle", 1),
     load_threshold=math.inf,
     # A busy machine takes its time.
@@ -209,10 +212,11 @@ def started() -> None:
 
 
 async def run_unregistered() -> None:
-    server.on("worker_started", started)
+    ready = asyncio.Event()
+    server.on("worker_started", ready.set)
     running = asyncio.create_task(server.run(unregistered=True))
-    while not (BASE / "reports" / "worker").exists():
-        await asyncio.sleep(0.01)
+    await ready.wait()
+    started()
     await take_rooms(server)
     await server.aclose()
     await running

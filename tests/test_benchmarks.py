@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -48,3 +50,20 @@ def test_the_model_is_measured_by_length() -> None:
         benchmark("benchmarks.embedding", "--rounds", "2", "--texts", "8", "--json")
     )
     assert "64" in json.dumps(report)
+
+
+def test_the_memory_of_livekit_processes_is_measured(tmp_path: Path) -> None:
+    """`benchmarks.livekit_memory` reports a worker's processes, waiting and answering, and finds hits."""
+    pytest.importorskip("livekit.agents")
+    path = tmp_path / "memory.json"
+    printed = benchmark("benchmarks.livekit_memory", "--tiny", "--json", str(path))
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if "skipped" in report:
+        assert report["skipped"] in printed
+        return
+    [row] = report["workers"].values()
+    assert row["hits"] > 0
+    for state in ("waiting", "answered", "forkserver"):
+        cell = row[state]
+        assert 0 < cell["uss_mb"] <= cell["pss_mb"] <= cell["rss_mb"]
+    assert "answered" in printed

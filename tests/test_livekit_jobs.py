@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import logging
 import os
 import pickle
 import signal
@@ -17,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,9 @@ def until(holds: Callable[[], Any], what: str) -> Any:
 class Worker:
     """A worker process and what its jobs told."""
 
-    def __init__(self, base: Path, process: subprocess.Popen[bytes], environ: dict[str, str]):
+    def __init__(
+        self, base: Path, process: subprocess.Popen[bytes], environ: dict[str, str]
+    ) -> None:
         self.base = base
         self.process = process
         self.environ = environ
@@ -155,7 +156,9 @@ def turns_of(says: list[str]) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def running(base: Path, *args: str, cloud: Path | None = None, **config: Any) -> Iterator[Worker]:
+def running(
+    base: Path, *args: str, cloud: Path | None = None, preload: str = "", **config: Any
+) -> Iterator[Worker]:
     """Run a worker; nothing of it is left when the block is left."""
     (base / "reports").mkdir(parents=True)
     (base / "worker.json").write_text(json.dumps(config))
@@ -164,6 +167,7 @@ def running(base: Path, *args: str, cloud: Path | None = None, **config: Any) ->
         **{f"XDG_{kind}_HOME": str(base / kind.lower()) for kind in ("DATA", "CACHE", "CONFIG")},
         "LIVEKIT_WORKER_BASE": str(base),
         "MOSS_VOICE_CLOUD": str(cloud or base / "cloud"),
+        "MOSS_VOICE_PRELOAD": preload,
         # 250 MB of models that no text needs.
         "LIVEKIT_AGENTS_PRELOAD_LOCAL_INFERENCE": "0",
         "PYTHONPATH": str(PROGRAM.parent.parent),
@@ -185,10 +189,8 @@ def running(base: Path, *args: str, cloud: Path | None = None, **config: Any) ->
             if not args:
                 worker.close()
         finally:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
 
 async def _make_faq(client: MossClient) -> None:
@@ -330,7 +332,7 @@ def test_a_worker_that_is_stopped_loses_no_call(tmp_path: Path) -> None:
 def test_jobs_may_be_threads(tmp_path: Path) -> None:
     """With LiveKit's thread executor jobs run beside each other, prewarmed each, and are pushed."""
     asyncio.run(_make_faq(MossClient(cloud=tmp_path / "faq")))
-    config = {
+    config: dict[str, Any] = {
         "executor": "THREAD",
         "idle": 0,
         "setup": "prewarm",
@@ -349,36 +351,45 @@ def test_jobs_may_be_threads(tmp_path: Path) -> None:
         assert not worker.journals()
 
 
-def test_prewarmed_knowledge_is_loaded_once_before_the_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preloaded", [False, True], ids=["own", "shared"])
+def test_prewarmed_knowledge_is_loaded_once_before_the_call(
+    tmp_path: Path, preloaded: bool
+) -> None:
     """`setup_fnc=prewarm(...)` goes through the fork server; `attach` finds what it loaded, and no more.
 
-    What does not exist or never comes is left out: the process is ready in time all the same.
+    What does not exist or never comes is left out: the process is ready in time all the same. What was
+    loaded in the fork server serves every process, and no thread of ours runs there.
     """
     asyncio.run(_make_faq(MossClient(cloud=tmp_path / "faq")))
-    config = {
+    config: dict[str, Any] = {
         "setup": "prewarm",
         "prewarm": {"knowledge": ["missing", "hangs", "faq"], "timeout_s": 1.0},
-        "preload": ["livekit.plugins.moss_voice.preload"],
+        "preload_modules": ["livekit.plugins.moss_voice.preload"],
     }
-    with running(tmp_path / "worker", cloud=tmp_path / "faq", **config) as worker:
-        asked = {"attach": {"knowledge": ["faq"]}, "says": ["when is it open"]}
-        rooms = [worker.start_job(then="shutdown", **asked) for _ in range(3)]
+    shared = "missing,faq" if preloaded else ""
+    with running(tmp_path / "worker", cloud=tmp_path / "faq", preload=shared, **config) as worker:
+        rooms = [
+            worker.start_job(
+                then="shutdown", says=["when is it open"], attach={"knowledge": ["faq"]}
+            )
+            for _ in range(3)
+        ]
+        here = load_embedder()
         for room in rooms:
             report = worker.wait_for("attached", room)
             assert report["warm"]
             before, after = report["loaded"]
             assert sorted(before) == ["faq", "hangs", "missing"]
             assert after == [report["call"]]
-            assert FAQ[1].text in worker.wait_for("ready", room)["hits"]
-            worker.wait_for("closed", room)
-        # The model was loaded in the fork server: in each child it says what it says here.
-        vectors = [worker.wait_for("ready", room)["vector"] for room in rooms]
-        here = load_embedder()
-        for room, vector in zip(rooms, vectors, strict=True):
+            assert report["shared"] == preloaded
+            ready = worker.wait_for("ready", room)
+            assert FAQ[1].text in ready["hits"]
+            # The model was loaded in the fork server: in each child it says what it says here.
             expected = here.embed_query(f"to be computed here: {room}")
-            assert np.array_equal(np.array(vector, np.float32), expected)
-        tasks = Path(f"/proc/{worker.told('worker')[0]['forkserver']}/task")
-        assert len([*tasks.iterdir()]) == 1
+            assert np.array_equal(np.array(ready["vector"], np.float32), expected)
+            worker.wait_for("closed", room)
+        server = Path(f"/proc/{worker.wait_for('started', 'worker')['forkserver']}/task")
+        assert len([*server.iterdir()]) == 1
 
 
 # --- in this process ---------------------------------------------------------------------------------
@@ -455,7 +466,7 @@ async def _job_with_a_call(
     await session.run(user_input=SAYS[0])
     await end(session)
     for callback in ctx._shutdown_callbacks:
-        await callback("")  # type: ignore[call-arg]
+        await callback("")
     return memory.name
 
 

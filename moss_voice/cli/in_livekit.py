@@ -30,7 +30,7 @@ from moss_voice.types import CallContext, DocumentInfo, GetDocumentsOptions, Pus
 
 __all__ = ["LiveKit"]
 
-_FAST: Final = 20.0
+_FAST: Final = 30.0
 # A busy machine may be slow, and a long turn takes as long as it takes; this is for what hangs.
 _STEP_S: Final = 60.0
 _INSTRUCTIONS: Final = "You are the virtual assistant of Larkline. Be brief and friendly."

@@ -104,7 +104,12 @@ class Attachment:
             close=self.end,
         )
         self._realtime = RealtimeMemory(
-            session, memory, turns=self._turns, recall=self._recall, hear=self._hear
+            session,
+            memory,
+            turns=self._turns,
+            finals=self._finals,
+            recall=self._recall,
+            hear=self._hear,
         )
 
     def begin(self) -> None:
@@ -145,7 +150,6 @@ class Attachment:
         if isinstance(ev.item, llm.AgentHandoff):
             self._wrap_current()
         elif isinstance(ev.item, llm.ChatMessage):
-            self._realtime.hear_before(ev.item, self._finals)
             self._hear(ev.item)
 
     def _hear(self, item: llm.ChatMessage) -> None:

@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import os
 
-import hnswlib  # noqa: F401 - imported to be shared
-import obstore  # noqa: F401
 from livekit.plugins.moss_voice.log import logger
 from livekit.plugins.moss_voice.processes import KNOWLEDGE_VARIABLE, load_models, named_in
 
-import moss_voice.client
+from moss_voice.client import MossClient
 
 try:
     load_models()
     if _names := named_in(os.environ.get(KNOWLEDGE_VARIABLE, "")):
-        moss_voice.client.MossClient().share_indexes(_names)
+        MossClient().share_indexes(_names)
 except Exception as _error:  # noqa: BLE001 - see the law
     logger.error("preload failed (%s); processes load it themselves", type(_error).__name__)

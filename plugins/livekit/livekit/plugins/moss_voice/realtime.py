@@ -10,12 +10,27 @@ what comes in between.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-import time
-from collections.abc import Awaitable, Callable, Collection, Container, Coroutine, Sequence
-from typing import Any, NamedTuple, ParamSpec
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Container,
+    Coroutine,
+    Iterator,
+    Sequence,
+)
+from typing import Any, NamedTuple
 
-from livekit.agents import Agent, AgentSession, UserInputTranscribedEvent, llm
+from livekit.agents import (
+    Agent,
+    AgentSession,
+    AgentStateChangedEvent,
+    UserInputTranscribedEvent,
+    llm,
+)
 from livekit.plugins.moss_voice.log import logger
 from livekit.plugins.moss_voice.prompt import BLOCK_ID, new_block, read_prompt, shown_to_llm
 
@@ -23,11 +38,8 @@ from moss_voice import CallContext, CallMemory
 
 __all__ = ["RealtimeMemory", "speaks_realtime"]
 
-_P = ParamSpec("_P")
-# How long a provider may keep us in the dark about a block that it has not confirmed in time.
-_UNSURE_S = 2.0
-# How long the end of a call may be held up to take the block out again.
-_GOODBYE_S = 0.5
+# How long a provider may take to confirm a block, in which the host's own updates wait; none is as slow.
+_CONFIRM_S = 1.0
 
 Recall = Callable[[str | None, Collection[str], Collection[str]], Awaitable[CallContext]]
 
@@ -54,12 +66,12 @@ class _Provider(NamedTuple):
     lock: asyncio.Lock
 
 
-class _Sent(NamedTuple):
-    """A block on its way; "" where it is taken out."""
+class _Typed(NamedTuple):
+    """The block for a typed message, which the host is about to send."""
 
     session: llm.RealtimeSession[Any]
     text: str
-    until: float
+    block: str
 
 
 class RealtimeMemory:
@@ -71,6 +83,7 @@ class RealtimeMemory:
         memory: CallMemory,
         *,
         turns: Container[str],
+        finals: Sequence[str],
         recall: Recall,
         hear: Callable[[llm.ChatMessage], None],
     ) -> None:
@@ -80,12 +93,14 @@ class RealtimeMemory:
             session: The host's.
             memory: Names the call and sets the deadline.
             turns: Ids of the messages that the call remembers as turns.
+            finals: What the recogniser has finished that is no turn yet.
             recall: Gets a text, visible ids and seen texts; as `CallMemory.context`.
-            hear: Remembers a message of a host that tells of no such message itself.
+            hear: Remembers a message that the host does not tell of itself.
         """
         self._session = session
         self._memory = memory
         self._turns = turns
+        self._finals = finals
         self._recall = recall
         self._hear = hear
         self._agents: list[Agent] = []
@@ -93,29 +108,28 @@ class RealtimeMemory:
         self._shadows: list[tuple[object, str, Any, Any]] = []
         self._said: str | None = None
         self._following: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._sent: _Sent | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._typed: _Typed | None = None
         self._ended = False
 
     # --- the host's hooks --------------------------------------------------------------------------
 
     def tie(self, agent: Agent) -> None:
         """Be asked before the replies of an agent that speaks through a realtime model. Never raises."""
-        try:
+        with self._excused():
             # What another agent's history has handed down.
             _clear(agent, wholly=True)
             if any(known is agent for known in self._agents):
                 return
             self._agents.append(agent)
-            if _is_realtime(self._session, agent):
-                self._shadow(agent, "on_enter", functools.partial(self._entering, agent))
-                self._shadow(
-                    agent, "on_user_turn_completed", functools.partial(self._completing, agent)
-                )
-                if all(owner is not self._session for owner, *_ in self._shadows):
-                    self._shadow(self._session, "generate_reply", self._replying)
-        except Exception as error:  # noqa: BLE001 - the agent speaks without us
-            self._complain(error)
+            if not _is_realtime(self._session, agent):
+                return
+            self._shadow(agent, "on_enter", functools.partial(self._entering, agent))
+            self._shadow(
+                agent, "on_user_turn_completed", functools.partial(self._completing, agent)
+            )
+            if self._shadow(self._session, "generate_reply", self._replying):
+                self._session.on("agent_state_changed", self._on_agent_state)
 
     def follow(self, said: str, ev: UserInputTranscribedEvent) -> None:
         """Keep up with what a recogniser makes of a turn that goes on. Returns at once, never raises.
@@ -123,34 +137,39 @@ class RealtimeMemory:
         A provider's own transcript comes after its model has begun to answer: no use for that reply, and
         hardly any for the next, which is mostly about something else.
         """
-        if self._ended or ev.item_id is not None or not speaks_realtime(self._session):
-            return
-        self._said = said
-        if self._following is None or self._following.done():
-            self._following = self._start(self._keep_up(self._session.current_agent))
+        with self._excused():
+            if self._ended or ev.item_id is not None or not speaks_realtime(self._session):
+                return
+            self._said = said
+            if self._following is None or self._following.done():
+                self._following = self._start(self._keep_up(self._session.current_agent))
 
-    def hear_before(self, item: llm.ChatMessage, finals: Sequence[str]) -> None:
-        """Remember what the caller said before an agent's turn, where the host tells of no such message.
+    def _on_agent_state(self, ev: AgentStateChangedEvent) -> None:
+        with self._excused():
+            # Where the host ends the turns, it calls the hook of each.
+            if (
+                ev.new_state == "speaking"
+                and self._finals
+                and self._caller_goes_untold(by_server=True)
+            ):
+                self._hear(_spoken(" ".join(self._finals)))
 
-        Args:
-            item: What the host has added to the history.
-            finals: What the recogniser has finished that is no turn yet.
+    def _caller_goes_untold(self, *, by_server: bool) -> bool:
+        """Tell whether the host reports no message for what the caller says.
+
+        It waits for the provider's transcript, even where a recogniser has one and the provider has none.
         """
-        if item.role == "assistant" and finals and self._caller_goes_untold():
-            self._hear(_spoken(" ".join(finals)))
-
-    def _caller_goes_untold(self) -> bool:
-        """Tell whether the host leaves out what the caller says: it waits for the provider's transcript."""
-        if not speaks_realtime(self._session):
+        if self._ended or not speaks_realtime(self._session):
             return False
-        rt = getattr(
-            getattr(self._session.current_agent, "_activity", None), "realtime_llm_session", None
-        )
-        return isinstance(rt, llm.RealtimeSession) and not rt.capabilities.user_transcription
+        activity = getattr(self._session.current_agent, "_activity", None)
+        rt = getattr(activity, "realtime_llm_session", None)
+        if not isinstance(rt, llm.RealtimeSession) or rt.capabilities.user_transcription:
+            return False
+        return getattr(activity, "_rt_turn_detection_enabled", None) is by_server
 
     async def _entering(self, agent: Agent, inner: Callable[[], Coroutine[Any, Any, None]]) -> None:
         # What was left off in a call that is taken up or over.
-        await self._refresh(agent, None)
+        await self._show_in_time(agent, None)
         await inner()
 
     async def _completing(
@@ -162,34 +181,29 @@ class RealtimeMemory:
     ) -> None:
         await inner(turn_ctx, new_message=new_message)
         text = new_message.text_content
-        if not self._ended and text and text.strip():
-            try:
-                if self._caller_goes_untold():
+        if text and text.strip():
+            with self._excused():
+                if self._caller_goes_untold(by_server=False):
                     self._hear(_spoken(text, like=new_message))
-            except Exception as error:  # noqa: BLE001 - the turn goes on
-                self._complain(error)
-            await self._refresh(agent, text)
+            await self._show_in_time(agent, text)
 
-    def _replying(self, inner: Callable[_P, Any], *args: _P.args, **kwargs: _P.kwargs) -> Any:
-        try:
-            self._look_up_typed(kwargs.get("user_input"))
-        except Exception as error:  # noqa: BLE001 - the reply goes on
-            self._complain(error)
-        return inner(*args, **kwargs)
+    def _replying(self, inner: Callable[..., Any], **told: Any) -> Any:
+        with self._excused():
+            asked = told.get("user_input")
+            text = asked.raw_text_content if isinstance(asked, llm.ChatMessage) else asked
+            if isinstance(text, str) and not self._ended and speaks_realtime(self._session):
+                # Begun before the host's own task, it gets the host's lock first.
+                self._start(self._look_up_typed(self._session.current_agent, text))
+        return inner(**told)
 
-    def _look_up_typed(self, user_input: object) -> None:
-        text = user_input.text_content if isinstance(user_input, llm.ChatMessage) else user_input
-        if self._ended or not isinstance(text, str) or not speaks_realtime(self._session):
-            return
-        # Begun before the host's own task, it holds the host's lock first: the typed message waits
-        # for the block.
-        self._start(self._refresh(self._session.current_agent, text))
-
-    def _shadow(self, owner: Any, name: str, ours: Callable[..., Any]) -> None:
+    def _shadow(self, owner: Any, name: str, ours: Callable[..., Any]) -> bool:
+        if any(known is owner and what == name for known, what, *_ in self._shadows):
+            return False
         inner = getattr(owner, name)
         shadow = functools.wraps(inner)(functools.partial(ours, inner))
         self._shadows.append((owner, name, shadow, vars(owner).get(name)))
         setattr(owner, name, shadow)
+        return True
 
     def _unshadow(self) -> None:
         for owner, name, shadow, own in reversed(self._shadows):
@@ -200,90 +214,104 @@ class RealtimeMemory:
             else:
                 setattr(owner, name, own)
         self._shadows.clear()
+        self._session.off("agent_state_changed", self._on_agent_state)
 
     # --- the block ---------------------------------------------------------------------------------
 
     async def _keep_up(self, agent: Agent) -> None:
         while self._said is not None:
             said, self._said = self._said, None
-            await self._refresh(agent, said)
+            await self._show(agent, said)
 
-    async def _refresh(self, agent: Agent, text: str | None) -> None:
-        """Show what is worth knowing for the reply to a text; None where the agent is about to begin.
+    async def _show_in_time(self, agent: Agent, text: str | None) -> None:
+        """Show what is worth knowing for a reply; takes no longer than the deadline, and never raises."""
+        if not self._ended:
+            # What was sent in time is there in time: a provider does things in the order asked. Its
+            # confirmation need not be waited for, and is not cancelled.
+            await asyncio.wait({self._start(self._show(agent, text))}, timeout=self._limit_s)
 
-        Takes no longer than the deadline, and raises nothing but a cancellation.
-        """
-        if self._ended:
-            return
-        try:
-            async with asyncio.timeout(self._memory.deadline_ms / 1000.0):
-                provider = _provider_of(agent)
-                if provider is None:
-                    return
-                async with provider.lock:
-                    block = await self._recalled(provider, agent, text)
-                    if block is not None:
-                        await self._put(provider, block)
-        except TimeoutError:
-            logger.debug("call %r: a block was not confirmed in time", self._memory.name)
-        except Exception as error:  # noqa: BLE001 - the reply goes on without us
-            self._complain(error)
-        _clear(agent, wholly=False)
+    async def _show(self, agent: Agent, text: str | None) -> None:
+        """Put the block for a text at the provider; None where the agent is about to begin."""
+        with self._excused():
+            provider = _provider_of(agent)
+            if provider is None:
+                return
+            async with self._recalled(provider, agent, text) as block:
+                items = block is not None and _with_block(provider.session.chat_ctx.items, block)
+                if items:
+                    async with asyncio.timeout(_CONFIRM_S):
+                        await provider.session.update_chat_ctx(llm.ChatContext(items))
+            _clear(agent, wholly=False)
 
-    async def _recalled(self, provider: _Provider, agent: Agent, text: str | None) -> str | None:
-        """Return the block's text; None where the one that is there may stay."""
-        prompt = read_prompt(
-            shown_to_llm(provider.session.chat_ctx, window=None), turns=self._turns
-        )
-        context = await self._recall(text, prompt.visible, (*prompt.seen, str(agent.instructions)))
-        return context.text if context.outcome == "ok" else None
+    async def _look_up_typed(self, agent: Agent, text: str) -> None:
+        """Find the block for a typed message; the host waits for its lock, and then sends both."""
+        with self._excused():
+            self._typed = None
+            provider = _provider_of(agent)
+            if provider is None:
+                return
+            rt = provider.session
+            self._shadow(rt, "update_chat_ctx", functools.partial(self._updating, rt))
+            async with self._recalled(provider, agent, text) as block:
+                if block is not None:
+                    self._typed = _Typed(rt, text, block)
+            _clear(agent, wholly=False)
 
-    async def _put(self, provider: _Provider, block: str) -> None:
-        """Put the block in place of the one that is there; "" takes it out."""
-        rt = provider.session
-        now = time.monotonic()
-        # Read and sent without a pause in between.
-        items = rt.chat_ctx.items
-        old = "".join(
-            item.raw_text_content or ""
-            for item in items
-            if isinstance(item, llm.ChatMessage) and item.id == BLOCK_ID
-        )
-        sent = self._sent
-        if sent is not None and sent.session is rt and sent.text != old and now < sent.until:
-            return  # one of its id is on its way
-        self._sent = None
-        if old == block:
-            return
-        items = [item for item in items if item.id != BLOCK_ID]
-        if block:
-            message = new_block(block)
-            message.id = BLOCK_ID
-            items.insert(_place(items), message)
-        self._sent = _Sent(rt, block, now + _UNSURE_S)
-        # In a task of its own, so that one that will not be cancelled holds nobody up.
-        sending = self._start(rt.update_chat_ctx(llm.ChatContext(items)))
-        try:
-            await asyncio.wait({sending})
-        finally:
-            sending.cancel()
-        if not sending.cancelled():
-            sending.result()
-            self._sent = None
+    async def _updating(
+        self,
+        rt: llm.RealtimeSession[Any],
+        inner: Callable[[llm.ChatContext], Coroutine[Any, Any, None]],
+        chat_ctx: llm.ChatContext,
+    ) -> None:
+        with self._excused():
+            typed = self._typed
+            last = chat_ctx.items[-1] if chat_ctx.items else None
+            if (
+                typed is not None
+                and typed.session is rt
+                and isinstance(last, llm.ChatMessage)
+                and last.raw_text_content == typed.text
+            ):
+                self._typed = None
+                items = _with_block(chat_ctx.items[:-1], typed.block)
+                if items is not None:
+                    chat_ctx = llm.ChatContext([*items, last])
+        await inner(chat_ctx)
+
+    @contextlib.asynccontextmanager
+    async def _recalled(
+        self, provider: _Provider, agent: Agent, text: str | None
+    ) -> AsyncIterator[str | None]:
+        """Hold the host's lock, and yield the block for a text; None where that of before may stay."""
+        async with contextlib.AsyncExitStack() as held:
+            async with asyncio.timeout(self._limit_s):
+                await held.enter_async_context(provider.lock)
+                shown = shown_to_llm(provider.session.chat_ctx, window=None)
+                prompt = read_prompt(shown, turns=self._turns)
+                seen = (*prompt.seen, str(agent.instructions))
+                context = await self._recall(text, prompt.visible, seen)
+            yield context.text if context.outcome == "ok" and not self._ended else None
+
+    @property
+    def _limit_s(self) -> float:
+        return self._memory.deadline_ms / 1000.0
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        # Looked at by whoever waits; where nobody does any more, asyncio shall not complain.
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return task
 
-    def _complain(self, error: Exception) -> None:
-        kind = type(error).__name__
-        logger.warning(
-            "call %r: a realtime model was shown nothing new (%s)", self._memory.name, kind
-        )
+    @contextlib.contextmanager
+    def _excused(self) -> Iterator[None]:
+        """Keep faults of ours, and of a provider that takes no block, from the host."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the reply goes on without us
+            kind = type(error).__name__
+            logger.warning(
+                "call %r: a realtime model was shown nothing new (%s)", self._memory.name, kind
+            )
 
     # --- the end -----------------------------------------------------------------------------------
 
@@ -292,23 +320,26 @@ class RealtimeMemory:
         if self._ended:
             return
         self._ended = True
-        self._unshadow()
-        for task in tuple(self._tasks):
+        with self._excused():
+            self._unshadow()
+        under_way = tuple(self._tasks)
+        for task in under_way:
             task.cancel()
+        if under_way:
+            await asyncio.wait(under_way, timeout=_CONFIRM_S)
         for agent in self._agents:
-            await self._take_out(agent)
-            _clear(agent, wholly=True)
+            with self._excused():
+                await self._take_out(agent)
+                _clear(agent, wholly=True)
 
     async def _take_out(self, agent: Agent) -> None:
-        limit_s = min(_GOODBYE_S, self._memory.deadline_ms / 1000.0)
-        try:
-            async with asyncio.timeout(limit_s):
-                provider = _provider_of(agent)
-                if provider is not None:
-                    async with provider.lock:
-                        await self._put(provider, "")
-        except Exception as error:  # noqa: BLE001 - the host is hanging up and must be let go
-            logger.debug("call %r: a block was left (%s)", self._memory.name, type(error).__name__)
+        provider = _provider_of(agent)
+        if provider is None:
+            return
+        async with asyncio.timeout(_CONFIRM_S), provider.lock:
+            items = _with_block(provider.session.chat_ctx.items, "")
+            if items is not None:
+                await provider.session.update_chat_ctx(llm.ChatContext(items))
 
 
 def _provider_of(agent: Agent) -> _Provider | None:
@@ -325,6 +356,28 @@ def _provider_of(agent: Agent) -> _Provider | None:
         return None
     able = rt.capabilities
     return _Provider(rt, lock) if able.mutable_chat_context and able.message_truncation else None
+
+
+def _with_block(items: Sequence[llm.ChatItem], block: str) -> list[llm.ChatItem] | None:
+    """Return items with the block in place of the one in them; None where that is right as it is.
+
+    Args:
+        items: A provider's context, without what is being added to it.
+        block: "" takes it out.
+    """
+    old = "".join(
+        item.raw_text_content or ""
+        for item in items
+        if isinstance(item, llm.ChatMessage) and item.id == BLOCK_ID
+    )
+    if old == block:
+        return None
+    kept = [item for item in items if item.id != BLOCK_ID]
+    if block:
+        message = new_block(block)
+        message.id = BLOCK_ID
+        kept.insert(_place(kept), message)
+    return kept
 
 
 def _place(items: Sequence[llm.ChatItem]) -> int:
