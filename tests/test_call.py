@@ -291,6 +291,68 @@ async def test_what_the_model_sees_is_left_out(make: Make, remote: Remote) -> No
     assert (await call.context("hotel parking", visible=ids(everything.hits))).text == ""
 
 
+async def test_what_the_model_reads_elsewhere_is_left_out(make: Make) -> None:
+    """A hit that only repeats a text in the prompt, such as a tool's output, is not shown again."""
+    call = await make()
+    await call.heard("the parcel is blue and heavy", at=1.0)
+    await call.heard("nothing else", speaker="agent", at=2.0)
+    seen = ["result: The parcel is blue, and heavy!"]
+    assert (await call.context("which parcel", seen=seen)).hits == []
+    (hit,) = (await call.context("which parcel", seen=["a parcel"])).hits
+    assert hit.text == "the parcel is blue and heavy"
+    await call.discard()
+
+
+async def test_an_agent_that_takes_over_gets_what_was_said_last(make: Make) -> None:
+    """Without a turn to reply to, the caller's last one is recalled where the LLM does not see it."""
+    call = await make()
+    assert (await call.context(None)).outcome == "skipped"
+    await call.heard("the parcel is blue", at=1.0)
+    last = await call.heard("where is the parcel now", at=2.0)
+    await call.heard("mm-hmm", at=2.5)
+    await call.heard("one moment please", speaker="agent", at=3.0)
+    assert last is not None
+    context = await call.context(None)
+    assert [hit.text for hit in context.hits] == ["where is the parcel now", "the parcel is blue"]
+    assert context.query == "where is the parcel now"
+    assert (await call.context(None, visible=[last])).outcome == "skipped"
+    await call.discard()
+
+
+async def test_a_context_tells_what_it_was_asked_for(make: Make, embedder: WordEmbedder) -> None:
+    """Whatever becomes of it: answered, skipped, late or failed."""
+    call = await make()
+    for text in ("which parcel", "mm-hmm"):
+        assert (await call.context(text)).query == text
+    embedder.fails = True
+    failed = await call.context("which letter")
+    assert (failed.outcome, failed.query) == ("failed", "which letter")
+    embedder.fails = False
+    embedder.block()
+    late = await call.context("which box", deadline_ms=1.0)
+    assert (late.outcome, late.query) == ("late", "which box")
+    embedder.free.set()
+    await call.discard()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"top_k": 0},
+        {"max_tokens": 0},
+        {"alpha": 1.5},
+        {"alpha": float("nan")},
+        {"min_score": -0.1},
+        {"deadline_ms": -1.0},
+        {"deadline_ms": "50"},
+    ],
+)
+async def test_options_out_of_range_are_named(make: Make, wrong: dict[str, Any]) -> None:
+    """A wrong setting is told when the call begins, by its name."""
+    with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
+        await make(**wrong)
+
+
 async def test_the_block_stays_within_its_budget_and_holds_no_markup(
     make: Make, remote: Remote
 ) -> None:
