@@ -478,7 +478,7 @@ async def test_bad_arguments_are_named_and_leave_no_trace(
         {"metadata": {"a": None}},
     ):
         with pytest.raises(ValueError, match=r".") as caught:
-            call.uttered("a secret word", **foreign)  # type: ignore[arg-type]
+            call.uttered("a secret word", **foreign)
         assert "secret" not in f"{caught.value!s} {caught.value!r}"
     assert call.durable
     assert await call.end() is None
@@ -564,7 +564,8 @@ async def test_utterances_are_recovered_in_the_order_they_were_told(
 ) -> None:
     """However many there are, corrected or not, before and during a push, and by however many threads."""
     call = await make()
-    told_first = [f"word {n}" for n in range(100)]
+    # Long, so that the thread that writes them again lets others run.
+    told_first = [f"word {n} {'x' * 8000}" for n in range(20)]
     disk = threading.Event()
     busy = [submit_write(disk.wait) for _ in range(2)]
     for n, word in enumerate(told_first):
@@ -582,7 +583,7 @@ async def test_utterances_are_recovered_in_the_order_they_were_told(
     pushing = asyncio.create_task(call.push())
     # As far as it comes: to the note of the push, which waits for a thread.
     await asyncio.wait({pushing}, timeout=0.3)
-    meanwhile = [f"late {n}" for n in range(50)]
+    meanwhile = [f"late {n}" for n in range(10)]
     for n, word in enumerate(meanwhile):
         call.uttered(word)
         call.uttered(f"corrected {n}", id=f"u{n}")
@@ -592,10 +593,10 @@ async def test_utterances_are_recovered_in_the_order_they_were_told(
     call.uttered("the end")
     await die(call)
     await client.recover()
-    corrected = [f"corrected {n}" for n in range(50)]
+    corrected = [f"corrected {n}" for n in range(10)]
     assert [text for text, _, _ in await kept(client)] == [
         *corrected,
-        *told_first[50:],
+        *told_first[10:],
         *meanwhile,
         "the end",
     ]

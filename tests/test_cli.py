@@ -386,6 +386,7 @@ def test_recover_fails_where_something_stays_lost(tmp_path: Path) -> None:
         (("query", "help", "x", "--alpha", "2"), 2, "--alpha"),
         (("query", "help", "x", "--min-score", "-1"), 2, "--min-score"),
         (("demo", "--pace", "slow"), 2, "--pace"),
+        (("demo", "--host", "telephone"), 2, "--host"),
         (("frobnicate",), 2, "frobnicate"),
         (("index", "list", "--cloud", "ftp://x/y"), 1, "ftp://"),
         (("index", "list", "--cloud", "{bad}/below"), 1, "Not a directory"),

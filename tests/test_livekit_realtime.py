@@ -105,6 +105,13 @@ async def until(holds: Callable[[], object]) -> None:
             await asyncio.sleep(0.002)
 
 
+async def hand_over(session: AgentSession[Any], agent: Agent) -> None:
+    session.update_agent(agent)
+    assert session._update_activity_atask is not None
+    await session._update_activity_atask
+    await session.wait_for_idle()
+
+
 async def stored(client: MossClient) -> list[tuple[str, str]]:
     async with await client.session("call") as session:
         docs = await session.get_docs()
@@ -189,11 +196,8 @@ async def test_the_tools_come_and_go_with_a_realtime_agent(
     await attach(session, client)
     await session.start(Plain(instructions="You help."))
     await session.generate_reply(user_input="hello there")
-    session.update_agent(Agent(instructions="You talk.", llm=model))
-    await until(lambda: model.sessions and model.now.told_tools)
-    await session.wait_for_idle()
-    session.update_agent(Plain(instructions="You help."))
-    await until(lambda: model.now.closed)
+    await hand_over(session, Agent(instructions="You talk.", llm=model))
+    await hand_over(session, Plain(instructions="You help."))
     await session.generate_reply(user_input="hello again")
     await session.aclose()
     assert model.now.told_tools == [["recall_call", "search_knowledge"]]
@@ -210,7 +214,7 @@ async def test_a_typed_turn_finds_its_block(
     model = models()
     session, agent = typed_session(model), Agent(instructions="You help.")
     told_of: list[CallContext] = []
-    await attach(session, client, on_context=told_of.append, min_score=0.7)
+    await attach(session, client, on_context=told_of.append, min_score=0.78)
     await session.start(agent)
     for line in (REFUND, PARCEL, "zebras juggle quietly"):
         await session.generate_reply(user_input=line)
@@ -438,9 +442,7 @@ async def test_there_and_back_leaves_no_block_behind(
     for own in (model, None, model, None):
         options: dict[str, Any] = {} if own is None else {"llm": own}
         agents.append(Agent(instructions="Next.", chat_ctx=agents[-1].chat_ctx, **options))
-        session.update_agent(agents[-1])
-        await until(lambda: agents[-1]._activity is session._activity is not None)
-        await session.wait_for_idle()
+        await hand_over(session, agents[-1])
         for line in (PARCEL, REFUND):
             await session.generate_reply(user_input=line)
             assert_clean(session, *agents)

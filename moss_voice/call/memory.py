@@ -349,7 +349,8 @@ class CallMemory:
         self._check_turn(doc)
         # From here on nothing raises.
         taken: list[Utterance] = []
-        if not typed:
+        # A correction of an earlier turn has nothing to do with the one that goes on.
+        if not typed and id not in self._turns:
             began_s = None if at is None else at_s
             taken, passed = self._utterances.settle(text, speaker, began_s)
             self._keep_unanswered(passed)
@@ -427,6 +428,8 @@ class CallMemory:
         if id is not None and (not isinstance(id, str) or not id):
             raise InvalidArgumentError("uttered: expected an utterance id that is not empty")
         self._check_live()
+        if id in self._turns:
+            raise InvalidArgumentError("uttered: that is a turn already; `heard` corrects it")
         if self.session.embedder is None or not text.strip():
             return None
         at_s = self._seconds(at)
@@ -437,7 +440,9 @@ class CallMemory:
         fields |= {"turn": self._last_number + 1, "unanswered": True}
         doc = DocumentInfo(utterance_id, text, fields)
         encode_document(doc.id, text, doc.metadata, None)  # raises too for what could not be kept
-        put = Put({"id": doc.id, "text": text, "metadata": doc.metadata}, self.session.stamp())
+        # The session's own clock may be held by a writer, and nobody else writes under this id.
+        written_at = time.time_ns() // 10**6
+        put = Put({"id": doc.id, "text": text, "metadata": doc.metadata}, written_at)
         self._utterances.add(Utterance(utterance_id, text, speaker, at_s))
         # One after another, or a recovery would bring them in the order that two threads made of it.
         self._last_note = submit_write(self._note, put, self._last_note)

@@ -30,7 +30,7 @@ from moss_voice.types import CallContext, DocumentInfo, GetDocumentsOptions, Pus
 
 __all__ = ["LiveKit"]
 
-_FAST: Final = 30.0
+_FAST: Final = 20.0
 # A busy machine may be slow, and a long turn takes as long as it takes; this is for what hangs.
 _STEP_S: Final = 60.0
 _INSTRUCTIONS: Final = "You are the virtual assistant of Larkline. Be brief and friendly."
@@ -104,12 +104,12 @@ class LiveKit:
     def rows(self) -> list[tuple[str, str]]:
         """Return the session's numbers with their names, for people."""
         asked = self._asked
-        block = f"{asked.with_block}, just before the last user message"
+        block = f"in {asked.with_block}"
         if asked.misplaced:
-            block += f"; {asked.misplaced} elsewhere"
+            block += f"; elsewhere in {asked.misplaced}"
         rows = [
             ("LLM requests", f"{asked.total} for {self._caller_turns} turns of the caller"),
-            ("with a recalled block", block),
+            ("block just before the last user message", block),
             ("blocks left in the chat history", f"{asked.in_history or 'none'}"),
         ]
         if self._delays_ms:

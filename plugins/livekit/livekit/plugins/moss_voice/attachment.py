@@ -141,9 +141,10 @@ class Attachment:
         self._last_final_at = ev.created_at
         told = {"speaker_id": ev.speaker_id, "language": ev.language}
         self._speaker = {name: str(value) for name, value in told.items() if value}
-        self.memory.uttered(
-            ev.transcript, at=self._seconds(ev.created_at), metadata=dict(self._speaker)
-        )
+        if ev.item_id is None:  # else a realtime model's, which has ended the turn as well
+            self.memory.uttered(
+                ev.transcript, at=self._seconds(ev.created_at), metadata=dict(self._speaker)
+            )
 
     @guarded
     def _on_item(self, ev: ConversationItemAddedEvent) -> None:

@@ -237,8 +237,10 @@ class RealtimeMemory:
             if provider is None:
                 return
             async with self._recalled(provider, agent, text) as block:
-                items = block is not None and _with_block(provider.session.chat_ctx.items, block)
-                if items:
+                items = None
+                if block is not None:
+                    items = _with_block(provider.session.chat_ctx.items, block)
+                if items is not None:
                     async with asyncio.timeout(_CONFIRM_S):
                         await provider.session.update_chat_ctx(llm.ChatContext(items))
             _clear(agent, wholly=False)
