@@ -1,8 +1,8 @@
 # demo: a real call replayed through the real engine     test: everything CI runs
-# check: linters and types alone                         bench: speed and memory, as tables and JSON
+# check: linters and types alone                         bench, bench-livekit: speed and memory, as tables
 # matrix: the tests on every supported Python found here  format: tidy the code
 .DELETE_ON_ERROR:
-.PHONY: demo test check wheel bench matrix format clean
+.PHONY: demo test check wheel bench bench-livekit matrix format clean
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -62,6 +62,12 @@ test: check wheel
 bench: $(READY)
 	@mkdir -p build
 	$(PY) -m benchmarks.run --json build/bench.json $(ARGS)
+
+# The LiveKit plugin in the host: what it adds to a reply's delay, and to a job process's memory.
+bench-livekit: $(READY)
+	@mkdir -p build
+	$(PY) -m benchmarks.livekit_delay --json build/livekit_delay.json
+	$(PY) -m benchmarks.livekit_memory --json build/livekit_memory.json
 
 matrix:
 	@for v in 3.11 3.12 3.13; do \

@@ -265,34 +265,48 @@ class RealtimeMemory:
         inner: Callable[[llm.ChatContext], Coroutine[Any, Any, None]],
         chat_ctx: llm.ChatContext,
     ) -> None:
+        both: llm.ChatContext | None = None
         with self._excused():
-            typed = self._typed
-            last = chat_ctx.items[-1] if chat_ctx.items else None
-            if (
-                typed is not None
-                and typed.session is rt
-                and isinstance(last, llm.ChatMessage)
-                and last.raw_text_content == typed.text
-            ):
-                self._typed = None
-                items = _with_block(chat_ctx.items[:-1], typed.block)
-                if items is not None:
-                    chat_ctx = llm.ChatContext([*items, last])
-        await inner(chat_ctx)
+            both = self._with_typed(rt, chat_ctx)
+        if both is not None:
+            try:
+                return await inner(both)
+            except llm.RealtimeError:
+                raise  # sent and not confirmed: the host goes on, as without us
+            except Exception as error:  # noqa: BLE001 - the block shall not cost the message
+                self._complain(error)
+        return await inner(chat_ctx)
+
+    def _with_typed(
+        self, rt: llm.RealtimeSession[Any], chat_ctx: llm.ChatContext
+    ) -> llm.ChatContext | None:
+        """Return a context that brings a typed message, with its block; None where nothing is to do."""
+        typed = self._typed
+        if typed is None or typed.session is not rt or not chat_ctx.items:
+            return None
+        *items, last = chat_ctx.items
+        if not isinstance(last, llm.ChatMessage) or last.raw_text_content != typed.text:
+            return None
+        self._typed = None
+        changed = _with_block(items, typed.block)
+        return llm.ChatContext([*changed, last]) if changed is not None else None
 
     @contextlib.asynccontextmanager
     async def _recalled(
         self, provider: _Provider, agent: Agent, text: str | None
     ) -> AsyncIterator[str | None]:
         """Hold the host's lock, and yield the block for a text; None where that of before may stay."""
+        block: str | None = None
         async with contextlib.AsyncExitStack() as held:
-            async with asyncio.timeout(self._limit_s):
-                await held.enter_async_context(provider.lock)
-                shown = shown_to_llm(provider.session.chat_ctx, window=None)
-                prompt = read_prompt(shown, turns=self._turns)
-                seen = (*prompt.seen, str(agent.instructions))
-                context = await self._recall(text, prompt.visible, seen)
-            yield context.text if context.outcome == "ok" and not self._ended else None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limit_s):
+                    await held.enter_async_context(provider.lock)
+                    shown = shown_to_llm(provider.session.chat_ctx, window=None)
+                    prompt = read_prompt(shown, turns=self._turns)
+                    seen = (*prompt.seen, str(agent.instructions))
+                    context = await self._recall(text, prompt.visible, seen)
+                    block = context.text if context.outcome == "ok" else None
+            yield None if self._ended else block
 
     @property
     def _limit_s(self) -> float:
@@ -310,10 +324,13 @@ class RealtimeMemory:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the reply goes on without us
-            kind = type(error).__name__
-            logger.warning(
-                "call %r: a realtime model was shown nothing new (%s)", self._memory.name, kind
-            )
+            self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        kind = type(error).__name__
+        logger.warning(
+            "call %r: a realtime model was shown nothing new (%s)", self._memory.name, kind
+        )
 
     # --- the end -----------------------------------------------------------------------------------
 
