@@ -6,15 +6,15 @@ import asyncio
 import os
 import re
 import runpy
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from livekit.agents import Agent, AgentServer, AgentSession, JobContext, llm
 from livekit.agents.testing import fake_job_context
-
 from livekit.plugins.moss_voice.testing import ScriptedLLM
+
 from moss_voice import DocumentInfo, MossClient
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def model() -> ScriptedLLM:
 @pytest.fixture
 def session_made(
     model: ScriptedLLM, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[list[AgentSession[Any]]]:
+) -> list[AgentSession[Any]]:
     """Give every AgentSession a scripted model, no voice and no room, whatever it asked for."""
     made: list[AgentSession[Any]] = []
     original, start = AgentSession.__init__, AgentSession.start
@@ -59,7 +59,7 @@ def session_made(
 
     monkeypatch.setattr(AgentSession, "__init__", scripted)
     monkeypatch.setattr(AgentSession, "start", start_without_room)
-    yield made
+    return made
 
 
 async def serve(
@@ -81,7 +81,7 @@ async def serve(
         await entrypoint(job)
         (session,) = sessions
         async with asyncio.timeout(30):
-            while len(session.history.messages()) < greetings:
+            while len(session.history.messages()) < greetings:  # noqa: ASYNC110 - the host has no event
                 await asyncio.sleep(0.01)
         await session.run(user_input="how long does a refund take to my card")
         await session.aclose()

@@ -716,9 +716,7 @@ class CallMemory:
         )
         return "" if last is None or last.id in visible else last.words
 
-    def _context(
-        self, answer: _Answer, started: float, outcome: str, query: str
-    ) -> CallContext:
+    def _context(self, answer: _Answer, started: float, outcome: str, query: str) -> CallContext:
         with self._state:
             if outcome != "ok":
                 self._counts[outcome] += 1

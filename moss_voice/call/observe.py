@@ -26,9 +26,7 @@ def _instruments() -> _Instruments | None:
         from opentelemetry import metrics
     except ImportError:
         return None
-    from moss_voice import __version__
-
-    meter = metrics.get_meter("moss_voice", __version__)
+    meter = metrics.get_meter("moss_voice")
     return _Instruments(
         meter.create_counter(
             "moss_voice.recalls",

@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 from livekit.agents import Agent, Plugin
-
 from livekit.plugins import moss_voice
 from livekit.plugins.moss_voice.testing import ScriptedLLM, SimulatedCall
+
 from moss_voice import DocumentInfo, MossClient
 
 

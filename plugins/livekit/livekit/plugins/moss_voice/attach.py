@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
 from livekit.agents import AgentSession, JobContext, get_job_context
 from livekit.plugins.moss_voice.attachment import Attachment, OnContext
-from livekit.plugins.moss_voice.log import logger
 from livekit.plugins.moss_voice.processes import prewarmed
 
-from moss_voice import CallMemory, MossClient, MossError
-from moss_voice.errors import InvalidArgumentError, JournalError
+from moss_voice import CallMemory, MossClient
+from moss_voice.errors import InvalidArgumentError
+from moss_voice.live import OPEN_TIMEOUT_S, PUSH_TIMEOUT_S, begin_call
 
 __all__ = ["attach"]
-
-# A call begins: the caller waits for a greeting.
-OPEN_TIMEOUT_S = 3.0
-PUSH_TIMEOUT_S = 30.0
 
 
 async def attach(
@@ -87,15 +81,14 @@ async def attach(
         knowledge = warm.knowledge if warm is not None else ()
     name = call_id or _name_of(job)
     try:
-        await _recover(client, name, open_timeout_s)
-        opened = functools.partial(
-            client.call, name, knowledge=knowledge, focus=focus, open_timeout_s=open_timeout_s
+        memory = await begin_call(
+            client,
+            name,
+            open_timeout_s=open_timeout_s,
+            knowledge=knowledge,
+            focus=focus,
+            **options,
         )
-        try:
-            memory = await opened(**options)
-        except JournalError as error:
-            logger.error("call %r is not journaled and would not survive a crash: %s", name, error)
-            memory = await opened(**{**options, "journal": False})
     except BaseException:
         if owns_client:
             await client.close()
@@ -123,12 +116,3 @@ def _name_of(job: JobContext | None) -> str:
         return f"call-{secrets.token_hex(8)}"
     room = job.job.room
     return f"{room.name or 'room'}-{room.sid or job.job.id}"
-
-
-async def _recover(client: MossClient, name: str, limit_s: float) -> None:
-    """Bring in what an agent that died in this call has left behind, before the call is opened."""
-    try:
-        async with asyncio.timeout(limit_s):
-            await client.recover(name)
-    except (MossError, TimeoutError) as error:
-        logger.warning("call %r: not recovered now (%s)", name, type(error).__name__)

@@ -13,7 +13,7 @@ import inspect
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection
 from contextlib import aclosing
-from typing import Any, ParamSpec
+from typing import Any
 
 from livekit.agents import (
     Agent,
@@ -36,30 +36,15 @@ from livekit.plugins.moss_voice.prompt import (
 from livekit.plugins.moss_voice.realtime import RealtimeMemory, speaks_realtime
 from livekit.plugins.moss_voice.tools import CallToolset, lookup_tools
 
-from moss_voice import CallContext, CallMemory, Hit, MossClient, MossError
+from moss_voice import CallContext, CallMemory, Hit, MossClient
 from moss_voice.call.observe import count, span_attributes
+from moss_voice.live import Listener, end_call, guarded
 
 __all__ = ["Attachment"]
 
-_P = ParamSpec("_P")
 _WRAPPED = "_moss_voice_attachment"
-# No recogniser pauses longer between two finals of one turn.
-_FORGOTTEN_S = 10.0
 
 OnContext = Callable[[CallContext], object]
-
-
-def guarded(function: Callable[_P, None]) -> Callable[_P, None]:
-    """Keep an event handler's faults from the host, which some of them would cost a reply."""
-
-    @functools.wraps(function)
-    def handle(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            function(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - the host must not hear of it
-            logger.error("%s failed (%s)", function.__name__, type(error).__name__)
-
-    return handle
 
 
 class Attachment:
@@ -88,14 +73,11 @@ class Attachment:
         self._on_context = on_context
         self._trace_text = trace_text
         self._started_at = time.time()
-        # What the recogniser has finished of the turn that goes on: its interims leave that out.
-        self._finals: list[str] = []
+        self._listener = Listener(memory)
         self._speaker: dict[str, str] = {}
         self._turns: dict[str, str] = {}
-        self._last_final_at = 0.0
         # With what the instance had of its own before, if anything.
         self._agents: list[tuple[Agent, Any]] = []
-        self._keeping: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Task[None] | None = None
         self.toolset = CallToolset(
             tools=lookup_tools(self._search_knowledge, self._recall_call),
@@ -107,7 +89,7 @@ class Attachment:
             session,
             memory,
             turns=self._turns,
-            finals=self._finals,
+            finals=self._listener.finals,
             recall=self._recall,
             hear=self._hear,
         )
@@ -130,21 +112,20 @@ class Attachment:
     def _on_transcribed(self, ev: UserInputTranscribedEvent) -> None:
         if not ev.transcript or self._ending is not None:
             return
-        if ev.created_at - self._last_final_at > _FORGOTTEN_S:
-            self._finals.clear()  # of a turn that the host dropped
-        said = " ".join([*self._finals, ev.transcript])
-        self.memory.hearing(said)
-        self._realtime.follow(said, ev)
+        at_s = self._seconds(ev.created_at)
         if not ev.is_final:
+            self._realtime.follow(self._listener.interim(ev.transcript, at=at_s), ev)
             return
-        self._finals.append(ev.transcript)
-        self._last_final_at = ev.created_at
         told = {"speaker_id": ev.speaker_id, "language": ev.language}
         self._speaker = {name: str(value) for name, value in told.items() if value}
-        if ev.item_id is None:  # else a realtime model's, which has ended the turn as well
-            self.memory.uttered(
-                ev.transcript, at=self._seconds(ev.created_at), metadata=dict(self._speaker)
-            )
+        said = self._listener.final(
+            ev.transcript,
+            at=at_s,
+            metadata=dict(self._speaker),
+            # A realtime model's transcript is a turn already: its item comes right after.
+            is_turn=ev.item_id is not None,
+        )
+        self._realtime.follow(said, ev)
 
     @guarded
     def _on_item(self, ev: ConversationItemAddedEvent) -> None:
@@ -171,9 +152,8 @@ class Attachment:
         else:
             metadata |= self._speaker
             metadata["confidence"] = round(item.transcript_confidence, 4)
-            self._finals.clear()
             self._speaker = {}
-        kept = self._keep(
+        self._listener.turn(
             text,
             "agent" if item.role == "assistant" else "caller",
             # Where nobody knows when a spoken turn began, the memory goes by its words.
@@ -183,21 +163,9 @@ class Attachment:
             id=item.id,
             metadata=metadata,
         )
-        task = asyncio.get_running_loop().create_task(kept)
-        self._keeping.add(task)
-        task.add_done_callback(self._keeping.discard)
 
     def _seconds(self, wall_s: float) -> float:
         return max(0.0, wall_s - self._started_at)
-
-    async def _keep(self, text: str, speaker: str, **told: Any) -> None:
-        try:
-            await self.memory.heard(text, speaker, **told)
-        except MossError as error:
-            logger.error("call %r: a turn was not kept (%s)", self.memory.name, error.code)
-        except Exception as error:  # noqa: BLE001 - nobody awaits this
-            kind = type(error).__name__
-            logger.error("call %r: a turn was not kept (%s)", self.memory.name, kind)
 
     # --- what is recalled --------------------------------------------------------------------------
 
@@ -326,18 +294,10 @@ class Attachment:
         return self._ending
 
     async def _end(self) -> None:
-        name = self.memory.name
         await self._realtime.end()
-        try:
-            async with asyncio.timeout(self._push_timeout_s):
-                if self._keeping:
-                    await asyncio.wait(self._keeping)
-                await self.memory.end()
-        except TimeoutError:
-            limit_s = self._push_timeout_s
-            logger.error("call %r: not pushed within %g s; its journal is kept", name, limit_s)
-        except Exception as error:  # noqa: BLE001 - the host is hanging up and must be let go
-            logger.error("call %r: its end failed (%s)", name, type(error).__name__)
+        await end_call(
+            self.memory, keeping=self._listener.keeping, push_timeout_s=self._push_timeout_s
+        )
         self._untie()
         if self._owns_client:
             await self._client.close()

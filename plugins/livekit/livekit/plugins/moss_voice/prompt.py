@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from livekit.agents import llm
 
+from moss_voice.call.prompt import Kind, block_place, last_user, unanswered
+
 __all__ = [
     "BLOCK_ID",
     "Prompt",
@@ -66,7 +68,7 @@ def shown_to_llm(chat_ctx: llm.ChatContext, *, window: int | None) -> llm.ChatCo
     if any(is_ours(item) for item in copy.items):
         copy.items[:] = [item for item in copy.items if not is_ours(item)]
     if window is not None:
-        last = _last_user(copy.items)
+        last = last_user([_kind(item) for item in copy.items])
         of_turn = len(copy.items) - last if last is not None else 0
         copy.truncate(max_items=max(window, of_turn))
     return copy
@@ -81,12 +83,16 @@ def read_prompt(chat_ctx: llm.ChatContext, *, turns: Container[str]) -> Prompt:
             that their texts need not be compared.
     """
     items = chat_ctx.items
-    asked = _unanswered(items)
+    kinds = [_kind(item) for item in items]
+    asked = unanswered(kinds)
+    # The agent's own instructions come first, and some of them change from call to call.
+    own = sum(item.id.startswith("lk.agent_task.instructions") for item in items)
+    place = block_place(kinds, leading=max(1, own))
     last = items[asked] if asked is not None else None
     text = (last.raw_text_content or "") if isinstance(last, llm.ChatMessage) else None
     visible = frozenset(item.id for item in items if isinstance(item, llm.ChatMessage))
     seen = tuple(_other_texts(items, turns, asked))
-    return Prompt(text, _place(items) if asked is None else asked, visible, seen)
+    return Prompt(text, place, visible, seen)
 
 
 def with_block(chat_ctx: llm.ChatContext, prompt: Prompt, block: str) -> llm.ChatMessage:
@@ -133,49 +139,12 @@ def carry_back(
     original.items[:] = items
 
 
-def _last_user(items: Sequence[llm.ChatItem]) -> int | None:
-    return next(
-        (
-            index
-            for index in range(len(items) - 1, -1, -1)
-            if isinstance(item := items[index], llm.ChatMessage)
-            and item.role == "user"
-            and not is_ours(item)
-        ),
-        None,
-    )
-
-
-def _unanswered(items: Sequence[llm.ChatItem]) -> int | None:
-    """Return where the user message is that the reply is due to; None where the agent just speaks.
-
-    What an agent says before it calls a tool is no answer yet.
-    """
-    after_tool = False
-    for index in range(len(items) - 1, -1, -1):
-        item = items[index]
-        if item.type in ("function_call", "function_call_output"):
-            after_tool = True
-        elif isinstance(item, llm.ChatMessage) and item.role == "user":
-            return index
-        elif isinstance(item, llm.ChatMessage) and item.role == "assistant" and not after_tool:
-            return None
-    return None
-
-
-def _place(items: Sequence[llm.ChatItem]) -> int:
-    """Return where a block goes that answers no message: after all, but before this reply's orders."""
-    place = len(items)
-    while place > 1 and _is_instruction(items[place - 1]):
-        place -= 1
-    # The agent's own instructions come first, and some of them change from call to call.
-    while place < len(items) and items[place].id.startswith("lk.agent_task.instructions"):
-        place += 1
-    return place
-
-
-def _is_instruction(item: llm.ChatItem) -> bool:
-    return isinstance(item, llm.ChatMessage) and item.role in _INSTRUCTIONS
+def _kind(item: llm.ChatItem) -> Kind:
+    if item.type in ("function_call", "function_call_output"):
+        return "tool"
+    if not isinstance(item, llm.ChatMessage) or is_ours(item):
+        return "other"
+    return "instructions" if item.role in _INSTRUCTIONS else item.role  # type: ignore[return-value]
 
 
 def _other_texts(

@@ -1,0 +1,153 @@
+"""What a host's plugin needs for a live call besides its memory: to begin it, to listen, to end it in time.
+
+The law: a caller is on the line. Whatever does not answer in time is done without, and made good later by
+the journal; only a mistake in the code is raised, before the call begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec
+
+from moss_voice.call.memory import CallMemory
+from moss_voice.client import MossClient
+from moss_voice.errors import JournalError, MossError
+from moss_voice.types import MetadataValue
+
+__all__ = ["OPEN_TIMEOUT_S", "PUSH_TIMEOUT_S", "Listener", "begin_call", "end_call", "guarded"]
+
+logger = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+
+# A call begins: the caller waits for a greeting.
+OPEN_TIMEOUT_S = 3.0
+PUSH_TIMEOUT_S = 30.0
+# No recogniser pauses longer between two finals of one turn.
+_FORGOTTEN_S = 10.0
+
+
+def guarded(function: Callable[_P, None]) -> Callable[_P, None]:
+    """Keep an event handler's faults from the host, which some of them would cost a reply."""
+
+    @wraps(function)
+    def handle(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - the host must not hear of it
+            logger.error("%s failed (%s)", function.__name__, type(error).__name__)
+
+    return handle
+
+
+async def begin_call(
+    client: MossClient, call_id: str, *, open_timeout_s: float = OPEN_TIMEOUT_S, **options: Any
+) -> CallMemory:
+    """Open a call while its caller is on the line.
+
+    First what an agent that died in this call has left behind is brought in. A cloud that does not
+    answer in time, or a journal that cannot be written, is logged and done without.
+
+    Args:
+        client: Where the call is kept.
+        call_id: Names the call and its index.
+        open_timeout_s: See `MossClient.call`.
+        options: See `MossClient.call`.
+
+    Raises:
+        MossError: If an argument, the credentials, a model or a knowledge index is wrong.
+    """
+    try:
+        async with asyncio.timeout(open_timeout_s):
+            await client.recover(call_id)
+    except (MossError, TimeoutError) as error:
+        logger.warning("call %r: not recovered now (%s)", call_id, type(error).__name__)
+    try:
+        return await client.call(call_id, open_timeout_s=open_timeout_s, **options)
+    except JournalError as error:
+        logger.error("call %r is not journaled and would not survive a crash: %s", call_id, error)
+        return await client.call(
+            call_id, open_timeout_s=open_timeout_s, **{**options, "journal": False}
+        )
+
+
+async def end_call(
+    memory: CallMemory, *, keeping: set[asyncio.Task[None]], push_timeout_s: float = PUSH_TIMEOUT_S
+) -> None:
+    """End a call at its hang-up, for as long as the host can wait. Never raises but for cancellation.
+
+    Args:
+        memory: The call.
+        keeping: Turns still on their way to it.
+        push_timeout_s: What is not pushed by then is left to the journal.
+    """
+    try:
+        async with asyncio.timeout(push_timeout_s):
+            if keeping:
+                await asyncio.wait(keeping)
+            await memory.end()
+    except TimeoutError:
+        logger.error(
+            "call %r: not pushed within %g s; its journal is kept", memory.name, push_timeout_s
+        )
+    except Exception as error:  # noqa: BLE001 - the host is hanging up and must be let go
+        logger.error("call %r: its end failed (%s)", memory.name, type(error).__name__)
+
+
+class Listener:
+    """Feeds a memory with what a host hears: a recogniser's results, and turns.
+
+    Turns are kept one after another in tasks that `keeping` holds; a fault costs a turn and is logged.
+    """
+
+    def __init__(self, memory: CallMemory) -> None:
+        self.memory = memory
+        self.keeping: set[asyncio.Task[None]] = set()
+        # What the recogniser has finished of the turn that goes on: its interims leave that out.
+        self.finals: list[str] = []
+        self._last_final_s = 0.0
+
+    def interim(self, text: str, *, at: float) -> str:
+        """Take note of an interim result; returns the turn so far."""
+        if at - self._last_final_s > _FORGOTTEN_S:
+            self.finals.clear()  # of a turn that the host dropped
+        said = " ".join([*self.finals, text])
+        self.memory.hearing(said)
+        return said
+
+    def final(
+        self,
+        text: str,
+        *,
+        at: float,
+        metadata: Mapping[str, MetadataValue] | None = None,
+        is_turn: bool = False,
+    ) -> str:
+        """Take note of a final result; returns the turn so far.
+
+        It is on disk before its turn ends, unless the host says that it is a turn already.
+        """
+        said = self.interim(text, at=at)
+        self.finals.append(text)
+        self._last_final_s = at
+        if not is_turn:
+            self.memory.uttered(text, at=at, metadata=metadata)
+        return said
+
+    def turn(self, text: str, speaker: str, **told: Any) -> None:
+        """Keep a finished turn; the arguments are those of `CallMemory.heard`."""
+        if speaker == "caller" and not told.get("typed"):
+            self.finals.clear()
+        task = asyncio.get_running_loop().create_task(self._keep(text, speaker, **told))
+        self.keeping.add(task)
+        task.add_done_callback(self.keeping.discard)
+
+    async def _keep(self, text: str, speaker: str, **told: Any) -> None:
+        try:
+            await self.memory.heard(text, speaker, **told)
+        except Exception as error:  # noqa: BLE001 - nobody awaits this
+            name = error.code if isinstance(error, MossError) else type(error).__name__
+            logger.error("call %r: a turn was not kept (%s)", self.memory.name, name)
