@@ -319,6 +319,22 @@ async def test_an_agent_that_takes_over_gets_what_was_said_last(make: Make) -> N
     await call.discard()
 
 
+async def test_who_takes_over_waits_for_the_turn_that_is_being_kept(
+    make: Make, embedder: WordEmbedder
+) -> None:
+    """The caller's last turn is recalled also while it is still on its way into the index."""
+    call = await make()
+    embedder.block()
+    keeping = asyncio.create_task(call.heard("where is the parcel", at=1.0))
+    await asyncio.to_thread(embedder.waiting.acquire)
+    asked = asyncio.create_task(call.context(None))
+    await asyncio.sleep(0)
+    embedder.free.set()
+    await keeping
+    assert [hit.text for hit in (await asked).hits] == ["where is the parcel"]
+    await call.discard()
+
+
 async def test_a_context_tells_what_it_was_asked_for(make: Make, embedder: WordEmbedder) -> None:
     """Whatever becomes of it: answered, skipped, late or failed."""
     call = await make()

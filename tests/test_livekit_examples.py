@@ -43,9 +43,7 @@ def model() -> ScriptedLLM:
 
 
 @pytest.fixture
-def session_made(
-    model: ScriptedLLM, monkeypatch: pytest.MonkeyPatch
-) -> list[AgentSession[Any]]:
+def session_made(model: ScriptedLLM, monkeypatch: pytest.MonkeyPatch) -> list[AgentSession[Any]]:
     """Give every AgentSession a scripted model, no voice and no room, whatever it asked for."""
     made: list[AgentSession[Any]] = []
     original, start = AgentSession.__init__, AgentSession.start

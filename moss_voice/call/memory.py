@@ -698,7 +698,9 @@ class CallMemory:
             return self._context(answer, started, "ok", text)
         limit_s = (self.deadline_ms if deadline_ms is None else deadline_ms) / 1000.0
         query = _Query(text, words, shown, top_k or self.top_k, given, is_turn)
-        run = submit(self._answer, key, query, texts, tokens)
+        # Who takes over asks for what was said last, which may be on its way still.
+        before = None if is_turn else self._last_kept
+        run = submit(self._answer, key, query, texts, tokens, before)
         try:
             answer = await _within(run, limit_s - (time.perf_counter() - started))
         except TimeoutError:
@@ -731,7 +733,16 @@ class CallMemory:
             query,
         )
 
-    def _answer(self, key: object, query: _Query, seen: Sequence[str], tokens: int) -> _Answer:
+    def _answer(
+        self,
+        key: object,
+        query: _Query,
+        seen: Sequence[str],
+        tokens: int,
+        before: Future[Any] | None,
+    ) -> _Answer:
+        if before is not None:
+            wait([before])
         foreseen, same_words = self._foreseen(query)
         found = self._still_good(query, foreseen) if foreseen is not None and same_words else None
         if found is None:
