@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -67,8 +66,6 @@ async def _nothing_left() -> AsyncIterator[None]:
     yield
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left, left
-    # A coroutine that nobody awaited warns when it is collected.
-    gc.collect()
 
 
 @pytest.fixture(autouse=True)
