@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
@@ -39,7 +40,7 @@ from moss_voice import CallContext, CallMemory, Hit, MossClient
 from moss_voice.call.observe import count, span_attributes
 from moss_voice.errors import InvalidArgumentError
 from moss_voice.live import OPEN_TIMEOUT_S, PUSH_TIMEOUT_S, Listener, begin_call, end_call
-from pipecat_moss_voice.prompt import read_prompt, trailing_user_texts, with_block
+from pipecat_moss_voice.prompt import kind_of, message_text, read_prompt, with_block
 
 __all__ = ["MossVoiceMemory"]
 
@@ -130,8 +131,11 @@ class MossVoiceMemory(FrameProcessor):
         self._speaker: dict[str, str] = {}
         # The ids of the turns with a text: the context's messages have no ids of their own.
         self._turns: dict[str, list[str]] = {}
-        self._known: set[int] = set()
-        self._served: dict[int, LLMContext] = {}
+        # The context's messages that have been looked at, by identity; kept alive, so that it stays one.
+        self._known: dict[int, Any] = {}
+        # Spoken turns without their message yet, and messages without their turn's event.
+        self._without_message: Counter[str] = Counter()
+        self._without_event: Counter[str] = Counter()
         self._realtime = False
         self._tracing: Any = None
         self._ending: asyncio.Task[None] | None = None
@@ -177,6 +181,7 @@ class MossVoiceMemory(FrameProcessor):
         for assistant in assistants:
             self._context = self._context or assistant.context
             assistant.add_event_handler("on_assistant_turn_stopped", self._on_bot_turn)
+            assistant.add_event_handler("on_summary_applied", self._on_summary)
         for llm in llms:
             llm.add_event_handler("on_before_process_frame", self._on_llm_frame)
         worker.add_event_handler("on_pipeline_finished", self._on_finished)
@@ -184,7 +189,7 @@ class MossVoiceMemory(FrameProcessor):
             logger.warning(f"{self}: no context aggregators in the pipeline: nothing is remembered")
         else:
             # What the app has put there before the call is not said in it.
-            self._known = {id(message) for message in self._context.messages}
+            self._look_at_new()
 
     def _partners(
         self, pipeline: FrameProcessor
@@ -258,6 +263,10 @@ class MossVoiceMemory(FrameProcessor):
             return
         metadata = {**self._speaker, **({"speaker_id": message.user_id} if message.user_id else {})}
         self._speaker = {}
+        if self._without_event[text]:
+            self._without_event[text] -= 1
+        else:
+            self._without_message[text] += 1
         self._keep(text, "caller", at=self._seconds(message.timestamp), metadata=metadata)
 
     def _on_bot_turn(self, _: object, message: AssistantTurnStoppedMessage) -> None:
@@ -282,18 +291,34 @@ class MossVoiceMemory(FrameProcessor):
         except (TypeError, ValueError):
             return None
 
+    def _on_summary(self, *_: object) -> None:
+        """Take a summary that has replaced a part of the context for what it is: nothing that was said."""
+        self._look_at_new()
+
+    def _look_at_new(self) -> list[Any]:
+        """Return the messages that were not looked at before."""
+        messages = self._context.messages if self._context is not None else []
+        new = [message for message in messages if id(message) not in self._known]
+        self._known.update((id(message), message) for message in new)
+        return new
+
     def _reconcile(self) -> None:
         """Remember what was typed: it comes into the context without an event.
 
-        What the recogniser has just finished is a turn of its own, whose event is on its way.
+        A message whose words were spoken belongs to a turn, the event of which may be still on its way.
         """
-        if self._context is None or self._listener is None:
+        if self._listener is None:
             return
-        new = [m for m in self._context.messages if id(m) not in self._known]
-        self._known |= {id(message) for message in new}
         spoken = " ".join(self._listener.finals)
-        for text in trailing_user_texts(new):
-            if text.strip() and text not in self._turns and text not in spoken:
+        for message in self._look_at_new():
+            text = message_text(message)
+            if kind_of(message) != "user" or not text.strip():
+                continue
+            if self._without_message[text]:
+                self._without_message[text] -= 1
+            elif self._listener.finals and text in spoken:
+                self._without_event[text] += 1
+            else:
                 self._keep(text, "caller", typed=True)
 
     # --- what is recalled --------------------------------------------------------------------------

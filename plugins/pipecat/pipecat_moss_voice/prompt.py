@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pipecat.processors.aggregators.llm_context import LLMContext
 
-from moss_voice.call.prompt import Kind, block_place, last_user, unanswered, windowed
+from moss_voice.call.prompt import Kind, block_place, unanswered, windowed
 
 __all__ = ["Prompt", "RecalledContext", "kind_of", "message_text", "read_prompt", "with_block"]
 
@@ -116,18 +116,3 @@ def with_block(context: LLMContext, prompt: Prompt, block: str) -> LLMContext:
     if block:
         messages.insert(prompt.place, {"role": "user", "content": block})
     return RecalledContext(context, messages)
-
-
-def trailing_user_texts(messages: Sequence[Any]) -> list[str]:
-    """Return the texts of the user messages since somebody else's last one, oldest first."""
-    kinds = [kind_of(message) for message in messages]
-    last = last_user(kinds)
-    if last is None:
-        return []
-    texts: list[str] = []
-    for index in range(last, -1, -1):
-        if kinds[index] == "user":
-            texts.append(message_text(messages[index]))
-        elif kinds[index] in ("assistant", "tool"):
-            break
-    return texts[::-1]
