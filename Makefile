@@ -46,6 +46,7 @@ wheel: $(READY)
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 	@$(call smoke,bare,,smoke.py)
 	@$(call smoke,livekit,[livekit],livekit_extra.py)
+	@$(call smoke,pipecat,[pipecat],pipecat_extra.py)
 
 # smoke(name, extra, script): install the wheel with an extra, and run a script of tests/smoke there.
 define smoke

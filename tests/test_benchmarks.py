@@ -67,3 +67,20 @@ def test_the_memory_of_livekit_processes_is_measured(tmp_path: Path) -> None:
         cell = row[state]
         assert 0 < cell["uss_mb"] <= cell["pss_mb"] <= cell["rss_mb"]
     assert "answered" in printed
+
+
+@pytest.mark.parametrize("host", ["livekit", "pipecat"])
+def test_what_we_add_to_a_reply_is_measured(host: str, tmp_path: Path) -> None:
+    """`benchmarks.livekit_delay` and `.pipecat_delay` compare replies with and without us in one run."""
+    path = tmp_path / "delay.json"
+    few = ("--passages", "50", "--calls", "1", "--turns", "2", "--speed", "40")
+    printed = benchmark(f"benchmarks.{host}_delay", *few, "--json", str(path))
+    report = json.loads(path.read_text(encoding="utf-8"))
+    for row in report.get("rows", [report]):
+        assert row["without"]["turns"] == row["with"]["turns"] == 2
+        assert row["without"]["requests"] == row["with"]["requests"] == 2
+        assert row["without"]["with_block"] == 0
+        assert row["with"]["with_block"] == 2
+        assert row["with"]["delay_p50_ms"] > 0
+        assert row["added_ms"]["low"] <= row["added_ms"]["high"]
+    assert "with us" in printed

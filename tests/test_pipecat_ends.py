@@ -7,9 +7,11 @@ Pipelines run in the host's own worker and runner; where a process dies, it is a
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +22,63 @@ pytest.importorskip("pipecat")
 from loguru import logger as host_log
 from pipecat.frames.frames import (
     CancelFrame,
-    EndFrame,
     EndWorkerFrame,
     ErrorFrame,
     Frame,
     LLMContextFrame,
-    StartFrame,
     TranscriptionFrame,
+    VADUserStartedSpeakingFrame,
 )
 from pipecat.pipeline import worker as pipecat_worker
-from pipecat.pipeline.pipeline import Pipeline
-from pipecat.pipeline.worker import PipelineWorker
+from pipecat.pipeline.worker import PipelineWorker, ProcessorUnusablePolicy
 from pipecat.processors.frame_processor import (
     FrameDirection,
     FrameProcessor,
     FrameProcessorSetup,
 )
 from pipecat.utils.base_object import BaseObject
+from pipecat.utils.time import time_now_iso8601
 from pipecat.workers.runner import WorkerRunner
 from pipecat_moss_voice import MossVoiceMemory
+from pipecat_moss_voice import processor as processor_module
 from pipecat_moss_voice.testing import ScriptedLLMService, SimulatedCall
 
 from moss_voice import DocumentInfo, MossClient
 from moss_voice.call.memory import CallMemory
 from moss_voice.cloud.store import Cloud
+from moss_voice.errors import CloudUnavailableError
 
+PATIENCE_S = 60.0
 PATIENT = {"deadline_ms": 30_000.0}
-SENTENCES = [f"This is sentence number {n} of the long answer." for n in range(12)]
-LONG = " ".join(SENTENCES)
+LONG = " ".join(f"This is sentence number {n} of the long answer." for n in range(6))
+NAMED = [("caller", "my name is ada lovelace"), ("agent", "noted")]
+FAQ = [
+    DocumentInfo("refund", "A refund is paid within fourteen days of the return."),
+    DocumentInfo("hours", "The shop is open from nine to five on weekdays."),
+]
 End = Callable[[SimulatedCall], Awaitable[Any]]
+
+
+class Stage:
+    """What is left of a pipeline: journals, pushes, and what the host has logged as a warning."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pushes: list[str] = []
+        self.warnings: list[str] = []
+
+    def journals(self) -> list[Path]:
+        return list((self.folder / "journal").rglob("*.journal"))
+
+    def expect(self, *texts: str) -> None:
+        """Take out the warnings that a test means to cause."""
+        self.warnings = [w for w in self.warnings if not any(text in w for text in texts)]
+
+    def check_ended(self, pushed: Sequence[str] = ("call",)) -> None:
+        """See that the calls were pushed, no oftener, and that nothing else is left."""
+        assert self.pushes == list(pushed)
+        assert not self.journals()
+        assert not self.warnings, self.warnings
 
 
 def make_client(folder: Path) -> MossClient:
@@ -72,34 +102,22 @@ async def _nothing_left() -> AsyncIterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def host_told(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What the host warns of; a test takes out what it means to cause, and no more may be there."""
+def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Stage]:
+    stage = Stage(tmp_path)
     # Pipecat 1.8 to 1.11 fetch a sentence splitter from the network as they start.
     monkeypatch.setattr(pipecat_worker, "warm_deferred_imports", lambda: None, raising=False)
-    host_log.remove()
-    told: list[str] = []
-    sink = host_log.add(lambda message: told.append(str(message)), level="WARNING")
-    yield told
-    host_log.remove(sink)
-    assert not told, told
-
-
-@pytest.fixture
-def pushes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The calls whose memories were pushed, each time."""
-    names: list[str] = []
     push = CallMemory._push
 
     async def counted(self: CallMemory) -> Any:
-        names.append(self.name)
+        stage.pushes.append(self.name)
         return await push(self)
 
     monkeypatch.setattr(CallMemory, "_push", counted)
-    return names
-
-
-def journals(folder: Path) -> list[Path]:
-    return list((folder / "journal").rglob("*.journal"))
+    host_log.remove()
+    sink = host_log.add(lambda message: stage.warnings.append(str(message)), level="WARNING")
+    yield stage
+    host_log.remove(sink)
+    assert not stage.warnings, stage.warnings
 
 
 def remembering(client: MossClient | None, **options: Any) -> MossVoiceMemory:
@@ -115,23 +133,33 @@ async def stored(client: MossClient, name: str = "call") -> list[tuple[str, str]
 
 
 def spoken(call: SimulatedCall) -> list[tuple[str, str]]:
+    """Return who said what, as the host reported it."""
     return [(turn.speaker, turn.text) for turn in call.spoken]
 
 
 def in_context(call: SimulatedCall) -> list[tuple[str, str]]:
+    """Return who said what, as the host's context has it."""
     who = {"user": "caller", "assistant": "agent"}
     messages: list[Any] = call.context.get_messages()
     return [(who[message["role"]], str(message["content"])) for message in messages]
 
 
-def answer(messages: list[Any]) -> str:
-    return LONG if messages[-1]["content"] == "tell me all" else "noted"
-
-
 def simulated(*processors: FrameProcessor, **options: Any) -> SimulatedCall:
-    return SimulatedCall(
-        ScriptedLLMService(answer), processors=processors, **{"speed": 20.0, **options}
-    )
+    """Make a call whose bot has one long answer and one short."""
+
+    def answer(messages: list[Any]) -> str:
+        return LONG if messages[-1]["content"] == "tell me all" else "noted"
+
+    if "worker_options" not in options:
+        options["worker_options"] = {"processor_unusable_policy": ProcessorUnusablePolicy.CANCEL}
+    options.setdefault("speed", 30.0)
+    return SimulatedCall(ScriptedLLMService(answer), processors=processors, **options)
+
+
+async def utter(call: SimulatedCall, text: str) -> None:
+    """Let the recogniser finish some words of a turn that goes on."""
+    await call._give(VADUserStartedSpeakingFrame())
+    await call._give(TranscriptionFrame(text, "caller-1", time_now_iso8601(), finalized=True))
 
 
 # --- the ways a live pipeline ends -------------------------------------------------------------------
@@ -147,8 +175,8 @@ class Transport(BaseObject):
 
 async def finished(call: SimulatedCall) -> None:
     assert call._run is not None
-    async with asyncio.timeout(30):
-        await asyncio.wait({call._run})
+    done, _ = await asyncio.wait({call._run}, timeout=PATIENCE_S)
+    assert done, call
 
 
 async def disconnect(call: SimulatedCall) -> None:
@@ -163,14 +191,22 @@ async def disconnect(call: SimulatedCall) -> None:
     await transport.cleanup()  # type: ignore[no-untyped-call]
 
 
-async def from_within(call: SimulatedCall) -> None:
+async def hung_up_by_the_bot(call: SimulatedCall) -> None:
     """End as a tool does that hangs up."""
     await call.worker.queue_frame(EndWorkerFrame(), FrameDirection.UPSTREAM)
     await finished(call)
 
 
+async def unusable(call: SimulatedCall) -> None:
+    await call.llm.push_error("the provider has gone", force_treat_as_permanent=True)
+    await finished(call)
+
+
 async def fatal(call: SimulatedCall) -> None:
-    await call.llm.push_error_frame(ErrorFrame("the provider has gone", fatal=True))
+    with warnings.catch_warnings():
+        # The host's, which tells of it once in a process.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        await call.llm.push_error_frame(ErrorFrame("the provider has gone", fatal=True))
     await finished(call)
 
 
@@ -185,35 +221,33 @@ async def runner_twice(call: SimulatedCall) -> None:
 
 
 async def task_cancelled(call: SimulatedCall) -> None:
+    """Cancel as `asyncio.run` does at a Ctrl-C that nobody handles."""
     assert call._run is not None
     call._run.cancel()
     await finished(call)
 
 
-ENDS: Mapping[str, tuple[End, list[str]]] = {
-    "EndFrame": (SimulatedCall.hang_up, []),
-    "EndWorkerFrame": (from_within, []),
-    "StopFrame": (SimulatedCall.stop, []),
-    "CancelFrame": (SimulatedCall.cancel, []),
-    "client disconnects": (disconnect, []),
-    "fatal error": (fatal, ["A fatal error occurred"]),
-    "runner cancelled twice": (runner_twice, []),
-    "runner's task cancelled": (task_cancelled, []),
+ENDS: Mapping[str, tuple[End, Sequence[str]]] = {
+    "EndFrame": (SimulatedCall.hang_up, ()),
+    "EndWorkerFrame": (hung_up_by_the_bot, ()),
+    "StopFrame": (SimulatedCall.stop, ()),
+    "CancelFrame": (SimulatedCall.cancel, ()),
+    "disconnect": (disconnect, ()),
+    "unusable": (unusable, ("the provider has gone", "can no longer do its job")),
+    "fatal": (fatal, ("the provider has gone",)),
+    "runner twice": (runner_twice, ("interruption detected",)),
+    "task cancelled": (task_cancelled, ()),
 }
+WAYS = pytest.mark.parametrize("way", ENDS)
 
 
 @pytest.mark.parametrize("word_timestamps", [True, False], ids=["words", "sentences"])
-@pytest.mark.parametrize("way", ENDS)
+@WAYS
 async def test_an_end_in_mid_speech_loses_and_doubles_nothing(
-    client: MossClient,
-    tmp_path: Path,
-    pushes: list[str],
-    host_told: list[str],
-    way: str,
-    word_timestamps: bool,
+    client: MossClient, stage: Stage, way: str, word_timestamps: bool
 ) -> None:
-    """What the host says was spoken, the context and the index are the same, pushed once."""
-    end, warnings = ENDS[way]
+    """What the host says was spoken, what the context holds and the index are the same, pushed once."""
+    end, told = ENDS[way]
     memory = remembering(client)
     async with simulated(memory, word_timestamps=word_timestamps) as call:
         await call.start()
@@ -221,9 +255,399 @@ async def test_an_end_in_mid_speech_loses_and_doubles_nothing(
         await call.caller_says("tell me all", wait="committed")
         assert await call.hears(after_words=14)
         await end(call)
-    print(way, word_timestamps, spoken(call)[3:], in_context(call)[3:], host_told)
+        assert await stored(client) == in_context(call) == spoken(call)
+    assert len(spoken(call)) == 4
+    assert LONG.startswith(spoken(call)[-1][1])
+    if not way.startswith(("End", "Stop")):
+        assert spoken(call)[-1][1] != LONG
+    stage.expect(*told)
+    stage.check_ended()
+
+
+@WAYS
+async def test_an_end_before_a_turn_is_over_keeps_what_was_said_of_it(
+    client: MossClient, stage: Stage, way: str
+) -> None:
+    """The recogniser has finished words, the host no turn: they are stored once, as the caller's."""
+    end, told = ENDS[way]
+    memory = remembering(client)
+    async with simulated(memory) as call:
+        await call.start()
+        await call.caller_says("my name is ada lovelace")
+        await utter(call, "my new address is")
+        await end(call)
     told = await stored(client)
-    assert told == spoken(call)
-    assert told == in_context(call)
-    assert pushes == ["call"]
-    assert not journals(tmp_path)
+    assert told == [*NAMED, ("caller", "my new address is")]
+    # At a StopFrame the host keeps the turn open.
+    assert spoken(call) == told[: 2 if way == "StopFrame" else 3]
+    stage.expect(*told)
+    stage.check_ended()
+
+
+@pytest.mark.parametrize("runner_too", [True, False])
+async def test_an_idle_timeout_ends_the_call(
+    client: MossClient, stage: Stage, runner_too: bool
+) -> None:
+    """A caller who says nothing more is hung up on by the host, and the call pushed."""
+    memory = remembering(client)
+    options = {"idle_timeout_secs": 1.0, "cancel_on_idle_timeout": True}
+    if "cancel_runner_on_idle_timeout" in inspect.signature(PipelineWorker).parameters:
+        options["cancel_runner_on_idle_timeout"] = runner_too
+    async with simulated(memory, worker_options=options) as call:
+        await call.start()
+        await call.caller_says("my name is ada lovelace")
+        await finished(call)
+        assert await stored(client) == in_context(call) == spoken(call) == NAMED
+    stage.expect("Idle timeout detected", "Idle pipeline detected", "cancelling the runner")
+    stage.check_ended()
+
+
+class Faulty(FrameProcessor):
+    """Fails at a kind of frame, or at its setup."""
+
+    def __init__(self, *kinds: type[Frame], at_setup: bool = False) -> None:
+        super().__init__()
+        self._kinds = kinds
+        self._at_setup = at_setup
+
+    async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
+        await super().setup(setup)
+        if self._at_setup:
+            raise RuntimeError("no setup")
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        if isinstance(frame, self._kinds):
+            raise RuntimeError("a fault of another processor")
+        await self.push_frame(frame, direction)
+
+
+@pytest.mark.parametrize("way", ["EndFrame", "CancelFrame"])
+async def test_a_fault_elsewhere_loses_nothing(client: MossClient, stage: Stage, way: str) -> None:
+    """Another processor drops a reply's context by an exception: every turn that was is stored."""
+    memory, faulty = remembering(client), Faulty(LLMContextFrame)
+    async with simulated(memory, faulty) as call:
+        await call.start()
+        await call.bot_says("good morning")
+        await call.caller_says("my name is ada lovelace")
+        await ENDS[way][0](call)
+        expected = [("agent", "good morning"), NAMED[0]]
+        assert await stored(client) == in_context(call) == spoken(call) == expected
+    stage.expect("a fault of another processor")
+    stage.check_ended()
+
+
+async def test_a_pipeline_that_cannot_be_cancelled_loses_no_spoken_word(
+    client: MossClient, stage: Stage
+) -> None:
+    """A processor keeps the CancelFrame: the host gives up and forgets the bot's turn; we have it."""
+    memory, faulty = remembering(client), Faulty(CancelFrame)
+    async with simulated(memory, faulty, worker_options={"cancel_timeout_secs": 0.2}) as call:
+        await call.start()
+        await call.caller_says("my name is ada lovelace")
+        await call.caller_says("tell me all", wait="committed")
+        assert await call.hears(after_words=14)
+        await call.cancel()
+    told = await stored(client)
+    assert told[:3] == spoken(call) == in_context(call)
+    assert len(told) == 4
+    assert told[3][0] == "agent"
+    assert LONG.startswith(told[3][1])
+    stage.expect("a fault of another processor", "timeout waiting for CancelFrame")
+    stage.check_ended()
+
+
+@pytest.mark.parametrize("way", ["EndFrame", "CancelFrame"])
+async def test_a_processor_that_cannot_be_set_up_is_not_our_end(
+    client: MossClient, stage: Stage, way: str
+) -> None:
+    """The host runs on without it (its policy), and so do we; every turn is stored."""
+    memory = remembering(client)
+    async with simulated(memory, Faulty(at_setup=True), worker_options={}) as call:
+        await call.start()
+        await call.caller_says("my name is ada lovelace")
+        await ENDS[way][0](call)
+        assert await stored(client) == in_context(call) == spoken(call) == NAMED
+    stage.expect("no setup", "can no longer do its job")
+    stage.check_ended()
+
+
+async def test_a_pipeline_may_be_given_up_over_a_processor(
+    client: MossClient, stage: Stage
+) -> None:
+    """With the policy to cancel, a processor that cannot be set up ends the pipeline; nothing stays."""
+    memory = remembering(client)
+    options = {"processor_unusable_policy": ProcessorUnusablePolicy.CANCEL}
+    call = simulated(memory, Faulty(at_setup=True), worker_options=options)
+    await run(call.worker)
+    assert await client.list_indexes() == []
+    stage.expect("no setup", "can no longer do its job")
+    stage.check_ended(pushed=())
+
+
+# --- pipelines that never start ----------------------------------------------------------------------
+
+
+async def run(worker: PipelineWorker) -> None:
+    """Run a worker to its end, as a bot does."""
+    runner = WorkerRunner(handle_sigint=False)
+    await runner.add_workers(worker)
+    async with asyncio.timeout(PATIENCE_S):
+        await runner.run()
+
+
+async def test_a_pipeline_cancelled_before_it_runs_leaves_nothing(
+    client: MossClient, stage: Stage
+) -> None:
+    """Nothing is pushed, no journal is left, and the call can begin again."""
+    call = simulated(remembering(client))
+    await call.worker.cancel()
+    await run(call.worker)
+    stage.check_ended(pushed=())
+    await has_a_call(client)
+    stage.check_ended()
+
+
+@pytest.mark.parametrize("whose", ["ours", "another's"])
+async def test_a_pipeline_cancelled_during_its_setup_leaves_nothing(
+    client: MossClient, stage: Stage, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """A client that is gone before its bot is ready: no journal is left, the call can begin again."""
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> Any:
+        begun.set()
+        await never.wait()
+
+    class Slow(FrameProcessor):
+        async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
+            await super().setup(setup)
+            await hang()
+
+    memory = remembering(client, open_timeout_s=PATIENCE_S)
+    call = simulated(memory) if whose == "ours" else simulated(memory, Slow())
+    with monkeypatch.context() as patch:
+        if whose == "ours":
+            patch.setattr(Cloud, "read_head", hang)
+        running = asyncio.create_task(run(call.worker))
+        await begun.wait()
+        if whose == "another's":
+            while memory._memory is None:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+        await call.worker.cancel()
+        await running
+        never.set()
+        await asyncio.sleep(0)
+    stage.check_ended(pushed=())
+    await has_a_call(client)
+    stage.check_ended()
+
+
+async def has_a_call(client: MossClient) -> None:
+    async with simulated(remembering(client)) as call:
+        await call.start()
+        await call.caller_says("my name is ada lovelace")
+    assert await stored(client) == NAMED
+
+
+async def test_a_pipeline_that_is_never_run_touches_nothing(
+    client: MossClient, stage: Stage, tmp_path: Path
+) -> None:
+    """A processor that was only made opens no call and leaves no warning."""
+    call = simulated(remembering(client))
+    del call
+    gc.collect()
+    assert not any(tmp_path.iterdir())
+    stage.check_ended(pushed=())
+
+
+async def test_a_stopped_pipeline_goes_on_under_another_worker(
+    client: MossClient, stage: Stage
+) -> None:
+    """After a StopFrame the same processors may run again: every turn is stored, each of them once."""
+    memory = remembering(client)
+    call = simulated(memory)
+    for said in ("my name is ada lovelace", "tell me all", "thank you"):
+        await call.start()
+        await call.caller_says(said)
+        await call.stop()
+        assert await stored(client) == in_context(call) == spoken(call)
+        # The same processors under a worker of their own.
+        call.worker = PipelineWorker(call.pipeline, enable_rtvi=False, idle_timeout_secs=None)
+        call.worker.add_event_handler("on_pipeline_started", call._on_started)
+        call._run, call._is_started = None, False
+    assert len(spoken(call)) == 6
+    await call.pipeline.cleanup()  # type: ignore[no-untyped-call]
+    stage.check_ended(pushed=("call",) * 3)
+
+
+# --- the time that an end takes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["EndFrame", "StopFrame", "CancelFrame", "runner twice"])
+async def test_an_end_takes_no_longer_than_the_push(
+    client: MossClient, stage: Stage, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """With us a pipeline ends as fast as without, but for the push itself."""
+    pushing_s = 0.0
+    end = CallMemory.end
+
+    async def timed(self: CallMemory) -> Any:
+        nonlocal pushing_s
+        started = time.perf_counter()
+        try:
+            return await end(self)
+        finally:
+            pushing_s += time.perf_counter() - started
+
+    monkeypatch.setattr(CallMemory, "end", timed)
+
+    async def took_s(*processors: FrameProcessor) -> float:
+        async with simulated(*processors) as call:
+            await call.start()
+            await call.caller_says("my name is ada lovelace")
+            started = time.perf_counter()
+            await ENDS[way][0](call)
+            return time.perf_counter() - started
+
+    without_s = await took_s()
+    with_s = await took_s(remembering(client))
+    # A busy machine's pause, not a wait of ours: the shortest of those is a second.
+    assert with_s - pushing_s < without_s + 0.9
+    stage.expect(*ENDS[way][1])
+    stage.check_ended()
+
+
+@pytest.mark.parametrize("way", ["EndFrame", "StopFrame", "CancelFrame", "disconnect"])
+async def test_a_slow_store_is_let_go(
+    client: MossClient, stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
+) -> None:
+    """A push that takes longer than it may does not hold up the end; the journal has the call."""
+    never = asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> Any:
+        await never.wait()
+        raise CloudUnavailableError("at last")
+
+    memory = remembering(client, push_timeout_s=0.3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Cloud, "push", hang)
+        async with simulated(memory) as call:
+            await call.start()
+            await call.caller_says("my name is ada lovelace")
+            started = time.monotonic()
+            await ENDS[way][0](call)
+            assert time.monotonic() - started < PATIENCE_S / 2
+            assert stage.journals()
+        never.set()
+        # What is left of the push gives up.
+        await memory.memory.end()
+    assert stage.journals()
+    await recovered(tmp_path, NAMED)
+    assert not stage.journals()
+
+
+async def recovered(folder: Path, turns: Sequence[tuple[str, str]]) -> None:
+    """Recover the one call that is left, and see that each turn is there once."""
+    async with make_client(folder) as other:
+        (call,) = await other.recover()
+        assert (call.turns, call.status) == (len(turns), "pushed")
+        assert await stored(other) == list(turns)
+
+
+async def test_a_store_that_is_down_at_the_end_costs_nothing(
+    client: MossClient, stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every attempt at the push fails: the pipeline ends, the journal has the call."""
+
+    async def away(*_: object, **__: object) -> Any:
+        raise CloudUnavailableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cloud, "push", away)
+        patch.setattr("moss_voice.call.memory._PUSH_PAUSES_S", (0.01, 0.01))
+        async with simulated(remembering(client)) as call:
+            await call.start()
+            await call.caller_says("my name is ada lovelace")
+            await call.hang_up()
+    assert spoken(call) == NAMED
+    assert len(stage.journals()) == 1
+    assert stage.pushes == ["call"] * 3
+    await recovered(tmp_path, NAMED)
+
+
+async def test_a_store_that_is_down_at_the_beginning_costs_nothing(
+    client: MossClient, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pipeline starts without its call's past; the push at its end merges the two."""
+    await has_a_call(client)
+
+    async def away(*_: object, **__: object) -> Any:
+        raise CloudUnavailableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cloud, "read_head", away)
+        memory = remembering(client, knowledge=["faq"])
+        call = simulated(memory)
+        await call.start()
+    async with call:
+        assert memory.memory.counters.turns == 0
+        await call.caller_says("the cellar code is 1234")
+    assert await stored(client) == [*NAMED, ("caller", "the cellar code is 1234"), NAMED[1]]
+    stage.check_ended(pushed=("call", "call"))
+
+
+# --- several pipelines in a process ------------------------------------------------------------------
+
+
+@pytest.fixture
+async def shared_client(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> AsyncIterator[Callable[[], MossClient]]:
+    """Begin with a process that has no client yet; gives the one that pipelines made."""
+    monkeypatch.setenv("MOSS_VOICE_CLOUD", str(tmp_path / "cloud"))
+    monkeypatch.setattr(processor_module, "_shared", None)
+    yield processor_module._client_of_this_process
+    await processor_module._client_of_this_process().close()
+
+
+async def test_pipelines_without_a_client_share_one(
+    client: MossClient, shared_client: Callable[[], MossClient]
+) -> None:
+    """One client, one loaded copy of the knowledge, one model; the end of one is not another's."""
+    await client.create_index("faq", FAQ)
+    memories = [
+        remembering(None, call_id=f"call-{n}", knowledge=["faq"], rtvi=False) for n in range(3)
+    ]
+    calls = [simulated(memory) for memory in memories]
+    await asyncio.gather(*(call.start() for call in calls))
+    assert len({id(memory.memory.knowledge[0]._index) for memory in memories}) == 1
+    assert len({id(memory.memory.session.embedder) for memory in memories}) == 1
+    first, *rest = calls
+    await asyncio.gather(*(call.caller_says("my name is ada lovelace") for call in calls))
+    await asyncio.gather(first.hang_up(), *(call.caller_says("when is it open") for call in rest))
+    assert await stored(shared_client(), "call-0") == NAMED
+    for call in rest:
+        assert any(FAQ[1].text in str(m["content"]) for m in call.llm.prompts[-1])  # type: ignore[attr-defined]
+    await asyncio.gather(*(call.cancel() for call in rest))
+    for number in (1, 2):
+        turns = [*NAMED, ("caller", "when is it open"), NAMED[1]]
+        assert await stored(shared_client(), f"call-{number}") == turns
+
+
+def test_pipelines_in_event_loops_of_their_own_share_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process that runs bots one after another, each with `asyncio.run`, serves every one."""
+    monkeypatch.setenv("MOSS_VOICE_CLOUD", str(tmp_path / "cloud"))
+    monkeypatch.setattr(processor_module, "_shared", None)
+
+    async def bot(number: int) -> list[tuple[str, str]]:
+        memory = remembering(None, call_id=f"call-{number}")
+        async with simulated(memory) as call:
+            await call.start()
+            await call.caller_says("my name is ada lovelace")
+        return await stored(processor_module._client_of_this_process(), f"call-{number}")
+
+    assert [asyncio.run(bot(number)) for number in range(2)] == [NAMED] * 2
+    asyncio.run(processor_module._client_of_this_process().close())

@@ -460,14 +460,25 @@ async def test_cancel_while_the_bot_speaks() -> None:
         assert _in_context(call)[1] == ("assistant", call.spoken[1].text)
 
 
-async def test_cancel_before_the_turn_ends() -> None:
-    """What the caller said last is committed when the call is cut, though the turn had not ended."""
+@pytest.mark.parametrize("end", ["hang_up", "cancel"])
+async def test_end_before_the_turn_ends(end: str) -> None:
+    """What the caller said last is committed at the end, though the turn was open; no answer is heard."""
     async with SimulatedCall(_says("Never said."), speed=0.5) as call:
         await call.start()
         await call.caller_says("bye", wait="none")
         assert call.spoken == []
-        await call.cancel()
+        await getattr(call, end)()
         assert _words(call) == [("caller", "bye")]
+
+
+async def test_stop_before_the_turn_ends() -> None:
+    """A StopFrame commits nothing: what the caller said in an open turn is lost to the context."""
+    async with SimulatedCall(_says("Never said."), speed=0.5) as call:
+        await call.start()
+        await call.caller_says("bye", wait="none")
+        await call.stop()
+    assert call.spoken == []
+    assert _in_context(call) == []
 
 
 async def test_ends_twice_and_unstarted() -> None:

@@ -35,6 +35,7 @@ from pipecat.processors.aggregators.llm_response_universal import (
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor, FrameProcessorSetup
 from pipecat.processors.frameworks.rtvi import RTVIServerMessageFrame
 from pipecat.services.llm_service import FunctionCallParams, LLMService
+from pipecat.utils.base_object import BaseObject
 
 from moss_voice import CallContext, CallMemory, Hit, MossClient
 from moss_voice.call.observe import count, span_attributes
@@ -139,6 +140,8 @@ class MossVoiceMemory(FrameProcessor):
         self._realtime = False
         self._tracing: Any = None
         self._ending: asyncio.Task[None] | None = None
+        self._assistants: list[LLMAssistantAggregator] = []
+        self._attached: list[tuple[BaseObject, str, Any]] = []
 
     @property
     def memory(self) -> CallMemory:
@@ -160,6 +163,7 @@ class MossVoiceMemory(FrameProcessor):
     async def setup(self, setup: FrameProcessorSetup) -> None:  # type: ignore[override]
         """Open the call and listen to the aggregators, the LLMs and the end of the pipeline."""
         await super().setup(setup)
+        await self._begin_anew()
         client = self._client or _client_of_this_process()
         self._memory = await begin_call(
             client,
@@ -176,20 +180,34 @@ class MossVoiceMemory(FrameProcessor):
         users, assistants, llms = self._partners(worker.pipeline)
         for user in users:
             self._context = user.context
-            user.add_event_handler("on_before_process_frame", self._on_user_frame)
-            user.add_event_handler("on_user_turn_message_added", self._on_user_turn)
+            self._attach(user, "on_before_process_frame", self._on_user_frame)
+            self._attach(user, "on_user_turn_message_added", self._on_user_turn)
         for assistant in assistants:
             self._context = self._context or assistant.context
-            assistant.add_event_handler("on_assistant_turn_stopped", self._on_bot_turn)
+            self._attach(assistant, "on_assistant_turn_stopped", self._on_bot_turn)
             assistant.add_event_handler("on_summary_applied", self._on_summary)
         for llm in llms:
-            llm.add_event_handler("on_before_process_frame", self._on_llm_frame)
-        worker.add_event_handler("on_pipeline_finished", self._on_finished)
+            self._attach(llm, "on_before_process_frame", self._on_llm_frame)
+        self._attach(worker, "on_pipeline_finished", self._on_finished)
+        self._assistants = assistants
         if self._context is None:
             logger.warning(f"{self}: no context aggregators in the pipeline: nothing is remembered")
         else:
             # What the app has put there before the call is not said in it.
             self._look_at_new()
+
+    async def _begin_anew(self) -> None:
+        """Forget the run before, where a pipeline that a StopFrame ended runs under another worker."""
+        if self._ending is not None:
+            await self._end()
+        self._ending = self._memory = self._listener = None
+        for source, event, handler in self._attached:
+            source.remove_event_handler(event, handler)
+        self._attached.clear()
+
+    def _attach(self, source: BaseObject, event: str, handler: Callable[..., Any]) -> None:
+        source.add_event_handler(event, handler)
+        self._attached.append((source, event, handler))
 
     def _partners(
         self, pipeline: FrameProcessor
@@ -232,6 +250,10 @@ class MossVoiceMemory(FrameProcessor):
         # The last turns' events are on their way in tasks of the aggregators.
         await asyncio.sleep(0)
         self._reconcile()
+        for assistant in self._assistants:
+            # A pipeline that could not be cancelled in time has not ended the bot's turn.
+            if heard := assistant.aggregation_string().strip():
+                self._keep(heard, "agent", interrupted=True)
         await end_call(
             self._memory, keeping=self._listener.keeping, push_timeout_s=self._push_timeout_s
         )
