@@ -462,13 +462,18 @@ async def test_cancel_while_the_bot_speaks() -> None:
 
 @pytest.mark.parametrize("end", ["hang_up", "cancel"])
 async def test_end_before_the_turn_ends(end: str) -> None:
-    """What the caller said last is committed at the end, though the turn was open; no answer is heard."""
+    """What the caller said last is committed at the end, though the turn was open.
+
+    The host runs the LLM on its way out; at most the beginning of an answer is heard.
+    """
     async with SimulatedCall(_says("Never said."), speed=0.5) as call:
         await call.start()
         await call.caller_says("bye", wait="none")
         assert call.spoken == []
         await getattr(call, end)()
-        assert _words(call) == [("caller", "bye")]
+        caller, *answer = _words(call)
+        assert caller == ("caller", "bye")
+        assert answer in ([], [("agent", "never")])
 
 
 async def test_stop_before_the_turn_ends() -> None:
