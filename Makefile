@@ -1,8 +1,8 @@
 # demo: a real call replayed through the real engine     test: everything CI runs
-# check: linters and types alone                         bench, bench-livekit: speed and memory, as tables
+# check: linters and types alone                         bench, bench-hosts: speed and memory, as tables
 # matrix: the tests on every supported Python found here  format: tidy the code
 .DELETE_ON_ERROR:
-.PHONY: demo test check wheel bench bench-livekit matrix format clean
+.PHONY: demo test check wheel bench bench-hosts matrix format clean
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -64,10 +64,11 @@ bench: $(READY)
 	@mkdir -p build
 	$(PY) -m benchmarks.run --json build/bench.json $(ARGS)
 
-# The LiveKit plugin in the host: what it adds to a reply's delay, and to a job process's memory.
-bench-livekit: $(READY)
+# The plugins in their hosts: what they add to a reply's delay, and to a LiveKit job process's memory.
+bench-hosts: $(READY)
 	@mkdir -p build
 	$(PY) -m benchmarks.livekit_delay --json build/livekit_delay.json
+	$(PY) -m benchmarks.pipecat_delay --json build/pipecat_delay.json
 	$(PY) -m benchmarks.livekit_memory --json build/livekit_memory.json
 
 matrix:
