@@ -22,7 +22,10 @@ from pipecat.frames.frames import (
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.processors.aggregators.llm_response_universal import (
+    LLMContextAggregatorPair,
+    UserTurnMessageAddedMessage,
+)
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.processors.frameworks.rtvi import RTVIServerMessageFrame
 from pipecat.services.llm_service import FunctionCallParams
@@ -211,6 +214,28 @@ async def test_what_the_app_wrote_before_the_call_is_no_turn(client: MossClient)
         await call.worker.queue_frame(LLMRunFrame())
         await call.settle()
     assert told(await stored(client)) == [("agent", "hello, this is the bot")]
+
+
+async def test_a_spoken_message_may_come_before_its_event(client: MossClient) -> None:
+    """A message that is in the context already, whose words were just spoken, is not taken for typed."""
+    memory = remembering(client)
+    call = SimulatedCall(ScriptedLLMService(says("noted")), processors=[memory])
+    async with call:
+        await call.start()
+        assert memory._listener is not None
+        memory._listener.final("hello there I have a question", at=0.5)
+        call.context.add_message({"role": "user", "content": "hello there I have a question"})
+        memory._reconcile()
+        assert memory.memory.counters.turns == 0
+        told_late = UserTurnMessageAddedMessage(
+            content="hello there I have a question", timestamp=""
+        )
+        memory._on_user_turn(None, told_late)
+        memory._reconcile()
+        await call.types("hello there I have a question")
+    first, second, _ = await stored(client)
+    assert (first.metadata or {}).get("typed") is None
+    assert (second.metadata or {})["typed"] is True
 
 
 async def test_two_equal_turns_are_two(client: MossClient) -> None:
