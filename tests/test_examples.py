@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Those that need keys are run by tests of their own.
-NEED_KEYS = {"livekit_agent.py"}
+NEED_KEYS = {"livekit_agent.py", "pipecat_bot.py"}
 EXAMPLES = sorted(p for p in (ROOT / "examples").glob("*.py") if p.name not in NEED_KEYS)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPETS = [
