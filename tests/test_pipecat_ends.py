@@ -9,9 +9,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +51,12 @@ from pipecat_moss_voice import processor as processor_module
 from pipecat_moss_voice.testing import ScriptedLLMService, SimulatedCall
 
 from moss_voice import DocumentInfo, MossClient
+from moss_voice.call.journal import Journal
 from moss_voice.call.memory import CallMemory
 from moss_voice.cloud.store import Cloud
 from moss_voice.errors import CloudUnavailableError
 
+PROGRAM = Path(__file__).with_name("pipecat_bot_process.py")
 PATIENCE_S = 60.0
 PATIENT = {"deadline_ms": 30_000.0}
 LONG = " ".join(f"This is sentence number {n} of the long answer." for n in range(6))
@@ -203,9 +212,8 @@ async def unusable(call: SimulatedCall) -> None:
 
 
 async def fatal(call: SimulatedCall) -> None:
-    with warnings.catch_warnings():
-        # The host's, which tells of it once in a process.
-        warnings.simplefilter("ignore", DeprecationWarning)
+    # The host warns of its own flag, once in a process.
+    with warnings.catch_warnings(record=True):
         await call.llm.push_error_frame(ErrorFrame("the provider has gone", fatal=True))
     await finished(call)
 
@@ -247,7 +255,7 @@ async def test_an_end_in_mid_speech_loses_and_doubles_nothing(
     client: MossClient, stage: Stage, way: str, word_timestamps: bool
 ) -> None:
     """What the host says was spoken, what the context holds and the index are the same, pushed once."""
-    end, told = ENDS[way]
+    end, logged = ENDS[way]
     memory = remembering(client)
     async with simulated(memory, word_timestamps=word_timestamps) as call:
         await call.start()
@@ -260,7 +268,7 @@ async def test_an_end_in_mid_speech_loses_and_doubles_nothing(
     assert LONG.startswith(spoken(call)[-1][1])
     if not way.startswith(("End", "Stop")):
         assert spoken(call)[-1][1] != LONG
-    stage.expect(*told)
+    stage.expect(*logged)
     stage.check_ended()
 
 
@@ -269,7 +277,7 @@ async def test_an_end_before_a_turn_is_over_keeps_what_was_said_of_it(
     client: MossClient, stage: Stage, way: str
 ) -> None:
     """The recogniser has finished words, the host no turn: they are stored once, as the caller's."""
-    end, told = ENDS[way]
+    end, logged = ENDS[way]
     memory = remembering(client)
     async with simulated(memory) as call:
         await call.start()
@@ -280,7 +288,7 @@ async def test_an_end_before_a_turn_is_over_keeps_what_was_said_of_it(
     assert told == [*NAMED, ("caller", "my new address is")]
     # At a StopFrame the host keeps the turn open.
     assert spoken(call) == told[: 2 if way == "StopFrame" else 3]
-    stage.expect(*told)
+    stage.expect(*logged)
     stage.check_ended()
 
 
@@ -318,7 +326,7 @@ class Faulty(FrameProcessor):
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         await super().process_frame(frame, direction)
         if isinstance(frame, self._kinds):
-            raise RuntimeError("a fault of another processor")
+            raise RuntimeError("a fault of another processor")  # noqa: TRY004 - of no type
         await self.push_frame(frame, direction)
 
 
@@ -408,7 +416,7 @@ async def test_a_pipeline_cancelled_before_it_runs_leaves_nothing(
     stage.check_ended()
 
 
-@pytest.mark.parametrize("whose", ["ours", "another's"])
+@pytest.mark.parametrize("whose", ["cloud", "journal", "another's"])
 async def test_a_pipeline_cancelled_during_its_setup_leaves_nothing(
     client: MossClient, stage: Stage, monkeypatch: pytest.MonkeyPatch, whose: str
 ) -> None:
@@ -424,20 +432,41 @@ async def test_a_pipeline_cancelled_during_its_setup_leaves_nothing(
             await super().setup(setup)
             await hang()
 
+    loop, go_on, created = asyncio.get_running_loop(), threading.Event(), asyncio.Event()
+    create = Journal.create
+
+    def slow_disk(*args: Any) -> Journal:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(PATIENCE_S)
+        journal = create(*args)
+        loop.call_soon_threadsafe(created.set)
+        return journal
+
     memory = remembering(client, open_timeout_s=PATIENCE_S)
-    call = simulated(memory) if whose == "ours" else simulated(memory, Slow())
+    # Before 1.9 the host does not cancel a setup, but waits.
+    options = {"setup_timeout_secs": 3.0}
+    others = [Slow()] if whose == "another's" else []
+    call = simulated(memory, *others, worker_options=options)
     with monkeypatch.context() as patch:
-        if whose == "ours":
+        if whose == "cloud":
             patch.setattr(Cloud, "read_head", hang)
+        elif whose == "journal":
+            patch.setattr(Journal, "create", slow_disk)
         running = asyncio.create_task(run(call.worker))
         await begun.wait()
         if whose == "another's":
-            while memory._memory is None:  # noqa: ASYNC110 - nothing tells of it
+            while memory._memory is None and not running.done():  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.01)
         await call.worker.cancel()
         await running
         never.set()
-        await asyncio.sleep(0)
+        go_on.set()
+        if whose == "journal":
+            await created.wait()
+        async with asyncio.timeout(PATIENCE_S):
+            while stage.journals():  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+    stage.expect("timeout setting the pipeline up")
     stage.check_ended(pushed=())
     await has_a_call(client)
     stage.check_ended()
@@ -457,7 +486,7 @@ async def test_a_pipeline_that_is_never_run_touches_nothing(
     call = simulated(remembering(client))
     del call
     gc.collect()
-    assert not any(tmp_path.iterdir())
+    assert not await asyncio.to_thread(lambda: list(tmp_path.iterdir()))
     stage.check_ended(pushed=())
 
 
@@ -467,6 +496,7 @@ async def test_a_stopped_pipeline_goes_on_under_another_worker(
     """After a StopFrame the same processors may run again: every turn is stored, each of them once."""
     memory = remembering(client)
     call = simulated(memory)
+    workers = [call.worker]
     for said in ("my name is ada lovelace", "tell me all", "thank you"):
         await call.start()
         await call.caller_says(said)
@@ -476,8 +506,16 @@ async def test_a_stopped_pipeline_goes_on_under_another_worker(
         call.worker = PipelineWorker(call.pipeline, enable_rtvi=False, idle_timeout_secs=None)
         call.worker.add_event_handler("on_pipeline_started", call._on_started)
         call._run, call._is_started = None, False
+        workers.append(call.worker)
     assert len(spoken(call)) == 6
-    await call.pipeline.cleanup()  # type: ignore[no-untyped-call]
+    for worker in workers[:-1]:
+        await worker.pipeline.cleanup()  # type: ignore[no-untyped-call]
+    # With and without us: the host's output starts anew, and forgets its tasks of before.
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        assert "Moss" not in repr(task)
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
     stage.check_ended(pushed=("call",) * 3)
 
 
@@ -651,3 +689,141 @@ def test_pipelines_in_event_loops_of_their_own_share_one(
 
     assert [asyncio.run(bot(number)) for number in range(2)] == [NAMED] * 2
     asyncio.run(processor_module._client_of_this_process().close())
+
+
+# --- the death of a process --------------------------------------------------------------------------
+
+SAYS = ["my name is ada lovelace", "the parcel went to the wrong address"]
+UTTERS = "and my new address is"
+SAID = [turn for text in SAYS for turn in (("caller", text), ("agent", "noted"))]
+
+
+class Bot:
+    """A process with a bot in it, and what it told."""
+
+    def __init__(self, folder: Path, **plan: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder = folder
+        self.environ = {
+            **os.environ,
+            **{f"XDG_{kind}_HOME": str(folder / kind.lower()) for kind in ("CACHE", "CONFIG")},
+            "XDG_DATA_HOME": str(folder),
+            "MOSS_VOICE_CLOUD": str(folder / "cloud"),
+        }
+        plan = {"says": SAYS, "then": "wait", "runner": {}, **plan}
+        self.log = (folder / "log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), json.dumps(plan)],
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=self.environ,
+        )
+
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """Wait until it tells of an event."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            told: dict[str, Any] = json.loads(line)
+            if told["event"] == event:
+                return told
+        raise AssertionError((self.folder / "log").read_text()[-4000:])
+
+    def ends(self) -> int:
+        """Wait for the end of the process; returns its exit code."""
+        return self.process.wait(PATIENCE_S)
+
+    def journals(self) -> list[Path]:
+        return list(self.folder.rglob("*.journal"))
+
+    def stored(self) -> list[tuple[str, str]]:
+        """Return who said what, as the cloud has it."""
+
+        async def read() -> list[tuple[str, str]]:
+            async with make_client(self.folder) as client:
+                return await stored(client)
+
+        return asyncio.run(read())
+
+    def recover_by_hand(self) -> str:
+        """Run `moss-voice recover`."""
+        done = subprocess.run(
+            [sys.executable, "-m", "moss_voice.cli", "recover"],
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE_S)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.log.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Bot]]:
+    """Start bots, by the name of their folder; none is left."""
+    with ExitStack() as stack:
+
+        def start(name: str, **plan: Any) -> Bot:
+            bot = Bot(tmp_path / name, **plan)
+            stack.callback(bot.close)
+            return bot
+
+        yield start
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_a_killed_bot_is_recovered_with_what_was_no_turn_yet(
+    start: Callable[..., Bot], sign: signal.Signals
+) -> None:
+    """By default SIGTERM ends a process as SIGKILL does: the journal has every turn and utterance.
+
+    `moss-voice recover` stores each of them once, and so does the next pipeline of the same call, which
+    has them from its start.
+    """
+    by_hand, by_the_next = bots = [start(name, utters=UTTERS) for name in ("hand", "next")]
+    for bot in bots:
+        assert bot.wait_for("ready")["uttered"] == 1
+        bot.process.send_signal(sign)
+        assert bot.ends() == -sign
+        assert len(bot.journals()) == 1
+        assert not (bot.folder / "cloud").exists() or not bot.stored()
+    after = start("next", says=["are you still there"], then="hang up")
+    assert "call" in by_hand.recover_by_hand()
+    assert by_hand.stored() == [*SAID, ("caller", UTTERS)]
+    assert after.wait_for("started")["turns"] == len(SAID) + 1
+    after.wait_for("ended")
+    assert after.ends() == 0
+    assert by_the_next.stored() == [
+        *SAID,
+        ("caller", UTTERS),
+        ("caller", "are you still there"),
+        ("agent", "noted"),
+    ]
+    assert not by_hand.journals()
+    assert not by_the_next.journals()
+
+
+def test_a_signal_that_the_host_handles_ends_the_call(start: Callable[..., Bot]) -> None:
+    """SIGTERM with `handle_sigterm=True`, and Ctrl-C twice: pushed with the words that were no turn."""
+    ways: dict[str, tuple[dict[str, bool], list[signal.Signals]]] = {
+        "term": ({"handle_sigterm": True}, [signal.SIGTERM]),
+        "int": ({"handle_sigint": True}, [signal.SIGINT, signal.SIGINT]),
+    }
+    bots = {name: start(name, utters=UTTERS, runner=runner) for name, (runner, _) in ways.items()}
+    for name, (_, signs) in ways.items():
+        bots[name].wait_for("ready")
+        for sign in signs:
+            bots[name].process.send_signal(sign)
+    for bot in bots.values():
+        bot.wait_for("ended")
+        assert bot.ends() == 0
+        assert not bot.journals()
+        assert bot.stored() == [*SAID, ("caller", UTTERS)]

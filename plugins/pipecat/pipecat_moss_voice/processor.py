@@ -349,10 +349,12 @@ class MossVoiceMemory(FrameProcessor):
         """Give the LLM a copy of the context with what is recalled; its own where anything fails."""
         if not isinstance(frame, LLMContextFrame) or self._memory is None or self._realtime:
             return
-        if frame.context is not self._context and not frame.speculation:
+        # Older hosts do not speculate.
+        is_speculation = bool(getattr(frame, "speculation", False))
+        if frame.context is not self._context and not is_speculation:
             return
         try:
-            frame.context = await self._recalled_into(frame.context, frame.speculation)
+            frame.context = await self._recalled_into(frame.context, is_speculation)
         except Exception as error:  # noqa: BLE001 - the reply goes on without us
             logger.error(f"{self}: no context ({type(error).__name__})")
 
