@@ -2,7 +2,7 @@
 # check: linters and types alone                         bench, bench-hosts: speed and memory, as tables
 # matrix: the tests on every supported Python found here  format: tidy the code
 .DELETE_ON_ERROR:
-.PHONY: demo test check wheel bench bench-hosts matrix format clean
+.PHONY: demo test check wheel pipecat-oldest bench bench-hosts matrix format clean
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -57,7 +57,21 @@ define smoke
 		$(1)/bin/python -I $(3)
 endef
 
-test: check wheel
+# The oldest Pipecat that is supported, in an environment of its own and without our pins.
+OLDEST := build/pipecat-oldest
+
+$(OLDEST)/.ready: pyproject.toml | $(READY)
+	@rm -rf $(OLDEST) && $(PY) -m venv $(OLDEST)
+	@{ test -x $(VENV)/bin/uv && $(VENV)/bin/uv pip install --quiet --python $(OLDEST)/bin/python \
+		--editable '.[pipecat,dev]' pipecat-ai==1.8.0; } \
+		|| $(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--editable '.[pipecat,dev]' pipecat-ai==1.8.0
+	@touch $@
+
+pipecat-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -m "not slow" tests/test_pipecat.py tests/test_pipecat_ends.py
+
+test: check wheel pipecat-oldest
 	$(PY) -m pytest
 
 bench: $(READY)

@@ -3,24 +3,25 @@
 Index your FAQ once, install the runner and the services, and start the bot:
 
     moss-voice index create support-faqs faq.md
-    pip install "moss-voice[pipecat]" "pipecat-ai[runner,webrtc,deepgram,openai,cartesia,silero]"
+    pip install "moss-voice[pipecat]" "pipecat-ai[runner,webrtc,deepgram,cartesia]"
     python examples/pipecat_bot.py
 
 DEEPGRAM_API_KEY, OPENAI_API_KEY and CARTESIA_API_KEY come from the environment.
 """
 
 import os
-from typing import Any
 
+from pipecat.audio.vad.silero import SileroVADAnalyzer
 from pipecat.frames.frames import LLMRunFrame
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
-from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+from pipecat.processors.aggregators.llm_response_universal import (
+    LLMContextAggregatorPair,
+    LLMUserAggregatorParams,
+)
+from pipecat.processors.frame_processor import FrameProcessor
 from pipecat.runner.types import RunnerArguments
-from pipecat.services.llm_service import LLMService
-from pipecat.services.stt_service import STTService
-from pipecat.services.tts_service import TTSService
 from pipecat.transports.base_transport import BaseTransport, TransportParams
 from pipecat.workers.runner import WorkerRunner
 from pipecat_moss_voice import MossVoiceMemory
@@ -32,20 +33,17 @@ INSTRUCTIONS = (
 )
 
 
-def services() -> tuple[STTService, LLMService[Any], TTSService]:
+def services() -> tuple[FrameProcessor, FrameProcessor, FrameProcessor]:
     """Make the services; others of Pipecat's do as well."""
     from pipecat.services.cartesia.tts import CartesiaTTSService
     from pipecat.services.deepgram.stt import DeepgramSTTService
     from pipecat.services.openai.llm import OpenAILLMService
 
-    voice = os.environ.get("CARTESIA_VOICE", "71a7ad14-091c-4e8e-a314-022ece01c121")
+    voice = CartesiaTTSService.Settings(voice="71a7ad14-091c-4e8e-a314-022ece01c121")
     return (
         DeepgramSTTService(api_key=os.environ["DEEPGRAM_API_KEY"]),
         OpenAILLMService(settings=OpenAILLMService.Settings(system_instruction=INSTRUCTIONS)),
-        CartesiaTTSService(
-            api_key=os.environ["CARTESIA_API_KEY"],
-            settings=CartesiaTTSService.Settings(voice=voice),
-        ),
+        CartesiaTTSService(api_key=os.environ["CARTESIA_API_KEY"], settings=voice),
     )
 
 
@@ -54,7 +52,9 @@ async def run_bot(transport: BaseTransport, *, handle_sigint: bool = False) -> N
     stt, llm, tts = services()
     memory = MossVoiceMemory(knowledge=["support-faqs"], window=24)
     context = LLMContext(tools=[memory.search_knowledge, memory.recall_call])
-    user, assistant = LLMContextAggregatorPair(context)
+    user, assistant = LLMContextAggregatorPair(
+        context, user_params=LLMUserAggregatorParams(vad_analyzer=SileroVADAnalyzer())
+    )
     pipeline = Pipeline(
         [transport.input(), stt, user, memory, llm, tts, transport.output(), assistant]
     )

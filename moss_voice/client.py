@@ -14,6 +14,7 @@ import signal
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +52,7 @@ from moss_voice.types import (
     RecoveredCall,
     SearchResult,
 )
-from moss_voice.workers import in_worker, in_writer
+from moss_voice.workers import in_worker, in_writer, submit_write
 
 __all__ = ["Authenticator", "MossClient"]
 
@@ -235,7 +236,13 @@ class MossClient:
                 header = Header(
                     remote.project, self._where, call_id, session.model_id, time.time_ns() // 10**6
                 )
-                book = await in_writer(Journal.create, self._journal_path, header)
+                creating = submit_write(Journal.create, self._journal_path, header)
+                try:
+                    book = await asyncio.wrap_future(creating)
+                except asyncio.CancelledError:
+                    # The disk does not hear of it: what it still makes is nobody's.
+                    creating.add_done_callback(_cleared)
+                    raise
             return await CallMemory.open(
                 session,
                 knowledge=indexes,
@@ -677,3 +684,9 @@ def _retrieved(task: asyncio.Future[Any]) -> None:
     """Take note of the end of something that nobody waits for any more."""
     if not task.cancelled():
         task.exception()
+
+
+def _cleared(creating: Future[Journal]) -> None:
+    """Clear a journal that was made for a call which nobody wants any more."""
+    if not creating.cancelled() and creating.exception() is None:
+        creating.result().clear()

@@ -443,7 +443,7 @@ async def test_a_pipeline_cancelled_during_its_setup_leaves_nothing(
         return journal
 
     memory = remembering(client, open_timeout_s=PATIENCE_S)
-    # Before 1.9 the host does not cancel a setup, but waits.
+    # Older hosts do not cancel a setup, but wait for its timeout.
     options = {"setup_timeout_secs": 3.0}
     others = [Slow()] if whose == "another's" else []
     call = simulated(memory, *others, worker_options=options)

@@ -83,7 +83,7 @@ async def test_the_bot_greets_recalls_and_pushes(
         call.worker = PipelineWorker(pipeline, enable_rtvi=False, idle_timeout_secs=None)
         return call.worker
 
-    def pair(context: Any) -> LLMContextAggregatorPair:
+    def pair(context: Any, **_: Any) -> LLMContextAggregatorPair:
         call.context = context
         call.pair = LLMContextAggregatorPair(context, user_params=testing._user_params(20.0))
         return call.pair

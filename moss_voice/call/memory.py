@@ -203,6 +203,7 @@ class CallMemory:
         self._utterances = Utterances()
         self._noted: dict[str, tuple[Put, Future[None]]] = {}
         self._last_note: Future[None] | None = None
+        self._last_noted_ms = 0
         self._end: asyncio.Task[PushIndexResult | None] | None = None
 
     @classmethod
@@ -441,7 +442,7 @@ class CallMemory:
         doc = DocumentInfo(utterance_id, text, fields)
         encode_document(doc.id, text, doc.metadata, None)  # raises too for what could not be kept
         # The session's own clock may be held by a writer, and nobody else writes under this id.
-        written_at = time.time_ns() // 10**6
+        written_at = self._last_noted_ms = max(self._last_noted_ms + 1, time.time_ns() // 10**6)
         put = Put({"id": doc.id, "text": text, "metadata": doc.metadata}, written_at)
         self._utterances.add(Utterance(utterance_id, text, speaker, at_s))
         # One after another, or a recovery would bring them in the order that two threads made of it.
