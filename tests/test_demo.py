@@ -328,7 +328,7 @@ def test_interrupt_ends_quietly_and_cleans_up(host: str, tmp_path: Path) -> None
         text=True,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         # Where the tests run in the background of a shell, that one's children ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     assert process.stdout is not None
     for line in process.stdout:

@@ -19,6 +19,7 @@ from pipecat.frames.frames import (
     LLMRunFrame,
     MetricsFrame,
 )
+from pipecat.pipeline import worker as pipecat_worker
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.aggregators.llm_context import LLMContext
@@ -55,6 +56,12 @@ async def client(tmp_path: Path) -> AsyncIterator[MossClient]:
         cloud=tmp_path / "cloud", cache_path=tmp_path / "cache", journal_path=tmp_path / "journal"
     ) as client:
         yield client
+
+
+@pytest.fixture(autouse=True)
+def _no_fetching(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep Pipecat 1.8 to 1.11 from fetching a sentence splitter from the network as they start."""
+    monkeypatch.setattr(pipecat_worker, "warm_deferred_imports", lambda: None, raising=False)
 
 
 @pytest.fixture
@@ -383,14 +390,18 @@ async def test_other_uses_of_the_llm_stay_clean(client: MossClient) -> None:
         frame = LLMContextFrame(context=other)
         await model._call_event_handler("on_before_process_frame", frame)
         assert frame.context is other
-        guess = LLMContext(messages=[question])  # type: ignore[list-item]
-        frame = LLMContextFrame(context=guess, speculation=True)
-        await model._call_event_handler("on_before_process_frame", frame)
-        assert blocks(frame.context.messages)
-        assert not blocks(guess.messages)
+        if hasattr(LLMContextFrame, "speculation"):  # newer hosts speculate
+            guess = LLMContext(messages=[question])  # type: ignore[list-item]
+            frame = LLMContextFrame(context=guess, speculation=True)
+            await model._call_event_handler("on_before_process_frame", frame)
+            assert blocks(frame.context.messages)
+            assert not blocks(guess.messages)
         assert memory.memory.counters.turns == 0
 
 
+@pytest.mark.skipif(
+    not hasattr(LLMContext, "remove_invalid_file_message"), reason="older hosts repair no context"
+)
 async def test_a_repair_of_the_context_reaches_the_conversation(client: MossClient) -> None:
     """What a service removes after a 4xx is removed from the host's own context as well."""
     await client.create_index("faq", _faq())
