@@ -185,7 +185,7 @@ class MossVoiceMemory(FrameProcessor):
         for assistant in assistants:
             self._context = self._context or assistant.context
             self._attach(assistant, "on_assistant_turn_stopped", self._on_bot_turn)
-            assistant.add_event_handler("on_summary_applied", self._on_summary)
+            self._attach(assistant, "on_summary_applied", self._on_summary)
         for llm in llms:
             self._attach(llm, "on_before_process_frame", self._on_llm_frame)
         self._attach(worker, "on_pipeline_finished", self._on_finished)
@@ -249,14 +249,21 @@ class MossVoiceMemory(FrameProcessor):
             return
         # The last turns' events are on their way in tasks of the aggregators.
         await asyncio.sleep(0)
+        try:
+            self._gather_the_last()
+        except Exception as error:  # noqa: BLE001 - the pipeline is ending and must be let go
+            logger.error(f"{self}: the last words were not gathered ({type(error).__name__})")
+        await end_call(
+            self._memory, keeping=self._listener.keeping, push_timeout_s=self._push_timeout_s
+        )
+
+    def _gather_the_last(self) -> None:
+        """Keep what no event has told of, and none will."""
         self._reconcile()
         for assistant in self._assistants:
             # A pipeline that could not be cancelled in time has not ended the bot's turn.
             if heard := assistant.aggregation_string().strip():
                 self._keep(heard, "agent", interrupted=True)
-        await end_call(
-            self._memory, keeping=self._listener.keeping, push_timeout_s=self._push_timeout_s
-        )
 
     # --- what was said -----------------------------------------------------------------------------
 
