@@ -14,22 +14,18 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from livekit.agents import Agent, llm
 from livekit.plugins import moss_voice
 from livekit.plugins.moss_voice.testing import ScriptedLLM, SimulatedCall
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.corpus import corpus
-from benchmarks.run import client_in, settled
+from benchmarks.replies import Row, compared, difference, percentile, told
 from moss_voice import CallContext, MossClient
-from moss_voice.text import is_filler
-
-Row = dict[str, Any]
 
 
 class _Timed(ScriptedLLM):
@@ -47,7 +43,7 @@ class _Timed(ScriptedLLM):
 
 async def one_call(
     turns: Sequence[str], client: MossClient | None, name: str, *, speed: float, preemptive: bool
-) -> Row:
+) -> dict[str, list[float]]:
     """Speak some turns to an agent; return what a caller waited, and what the LLM was asked."""
     model = _Timed(ttft_s=0.02)
     contexts: list[CallContext] = []
@@ -67,79 +63,39 @@ async def one_call(
     assert len(call.delays_s) == len(turns), "every turn was answered"
     return {
         "delays_ms": [delay * 1000.0 for delay in call.delays_s],
-        "requests": len(model.prompts),
-        "thrown_away": model.cancelled,
-        "with_block": model.blocks,
+        "requests": [len(model.prompts)],
+        "thrown_away": [model.cancelled],
+        "with_block": [model.blocks],
         "context_ms": [context.took_ms for context in contexts],
-        "late": sum(context.outcome == "late" for context in contexts),
+        "late": [sum(context.outcome == "late" for context in contexts)],
     }
 
 
 async def delays(
     folder: Path, *, passages: int, calls: int, turns: int, speed: float, preemptive: bool
 ) -> Row:
-    """Compare calls with and without us, one after the other."""
-    texts = corpus(passages)
-    # Turns of one short breath: what is measured comes after them.
-    spoken = [
-        text
-        for call in texts.calls
-        for speaker, text in call
-        if speaker == "caller" and text.strip() and not is_filler(text) and len(text.split()) < 20
-    ]
-    sums: dict[str, Row] = {}
-    async with client_in(folder) as client:
-        await client.create_index("faq", texts.passages)
-        await client.load_index("faq")
-        await settled(client, "faq")
-        for number in range(calls + 1):
-            said = [spoken[(number * turns + i) % len(spoken)] for i in range(turns)]
-            for who in ("without", "with") if number % 2 else ("with", "without"):
-                row = await one_call(
-                    said,
-                    client if who == "with" else None,
-                    f"call-{number}",
-                    speed=speed,
-                    preemptive=preemptive,
-                )
-                if number == 0:  # both warm up
-                    continue
-                total = sums.setdefault(who, {name: [] for name in row})
-                for name, value in row.items():
-                    total[name] += value if isinstance(value, list) else [value]
-    return {"preemptive": preemptive, **{who: _summed(row) for who, row in sums.items()}} | {
-        "added_ms": _difference(sums["with"]["delays_ms"], sums["without"]["delays_ms"])
+    """Compare calls with and without us."""
+    arms = await compared(
+        partial(one_call, speed=speed, preemptive=preemptive),
+        folder,
+        passages=passages,
+        calls=calls,
+        turns=turns,
+    )
+    return {
+        "preemptive": preemptive,
+        **{who: _summed(row) for who, row in arms.items()},
+        "added_ms": difference(arms["with"]["delays_ms"], arms["without"]["delays_ms"]),
     }
 
 
-def _summed(row: Row) -> Row:
+def _summed(row: dict[str, list[float]]) -> Row:
     return {
         "turns": len(row["delays_ms"]),
-        "delay_p50_ms": round(float(np.median(row["delays_ms"])), 2),
-        "delay_p95_ms": round(float(np.percentile(row["delays_ms"], 95)), 2),
-        "requests": sum(row["requests"]),
-        "thrown_away": sum(row["thrown_away"]),
-        "with_block": sum(row["with_block"]),
-        "late": sum(row["late"]),
-        "context_p50_ms": round(float(np.median(row["context_ms"])), 2)
-        if row["context_ms"]
-        else None,
-    }
-
-
-def _difference(ours: Sequence[float], theirs: Sequence[float]) -> Row:
-    """Return the difference of the medians with its 95% interval, by a bootstrap over turns."""
-    rng = np.random.default_rng(7)
-    a, b = np.array(ours), np.array(theirs)
-    draws = [
-        float(np.median(rng.choice(a, a.size)) - np.median(rng.choice(b, b.size)))
-        for _ in range(2000)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return {
-        "median": round(float(np.median(a) - np.median(b)), 2),
-        "low": round(float(low), 2),
-        "high": round(float(high), 2),
+        "delay_p50_ms": percentile(row["delays_ms"], 50),
+        "delay_p95_ms": percentile(row["delays_ms"], 95),
+        "context_p50_ms": percentile(row["context_ms"], 50),
+        **{name: sum(row[name]) for name in ("requests", "thrown_away", "with_block", "late")},
     }
 
 
@@ -164,9 +120,7 @@ def table_of(rows: Sequence[Row]) -> Table:
                 str(part["with_block"]),
                 str(part["thrown_away"]),
                 str(part["late"]),
-                f"{added['median']:+.1f} [{added['low']:+.1f}, {added['high']:+.1f}]"
-                if who == "with"
-                else "",
+                told(added) if who == "with" else "",
             )
     return table
 

@@ -12,22 +12,18 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from loguru import logger
 from pipecat_moss_voice import MossVoiceMemory
 from pipecat_moss_voice.testing import ScriptedLLMService, SimulatedCall
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.corpus import corpus
-from benchmarks.run import client_in, settled
+from benchmarks.replies import Row, compared, difference, percentile, told
 from moss_voice import MossClient
-from moss_voice.text import is_filler
-
-Row = dict[str, Any]
 
 
 class _Timed(MossVoiceMemory):
@@ -44,7 +40,7 @@ class _Timed(MossVoiceMemory):
 
 async def one_call(
     turns: Sequence[str], client: MossClient | None, name: str, *, speed: float
-) -> Row:
+) -> dict[str, list[float]]:
     """Speak some turns to a bot; return what a caller and the LLM waited."""
     model = ScriptedLLMService(lambda _: "let me see what I can do for you", ttft_s=0.02)
     memory = None
@@ -67,55 +63,23 @@ async def one_call(
 
 
 async def delays(folder: Path, *, passages: int, calls: int, turns: int, speed: float) -> Row:
-    """Compare calls with and without us, one after the other."""
-    texts = corpus(passages)
-    spoken = [
-        text
-        for call in texts.calls
-        for speaker, text in call
-        if speaker == "caller" and text.strip() and not is_filler(text) and len(text.split()) < 20
-    ]
-    sums: dict[str, Row] = {}
-    async with client_in(folder) as client:
-        await client.create_index("faq", texts.passages)
-        await client.load_index("faq")
-        await settled(client, "faq")
-        for number in range(calls + 1):
-            said = [spoken[(number * turns + i) % len(spoken)] for i in range(turns)]
-            for who in ("without", "with") if number % 2 else ("with", "without"):
-                given = client if who == "with" else None
-                row = await one_call(said, given, f"call-{number}", speed=speed)
-                if number == 0:  # both warm up
-                    continue
-                total = sums.setdefault(who, {name: [] for name in row})
-                for name, values in row.items():
-                    total[name] += values
-    ours, theirs = (np.array(sums[who]["delays_ms"]) for who in ("with", "without"))
-    rng = np.random.default_rng(7)
-    draws = [
-        np.median(rng.choice(ours, ours.size)) - np.median(rng.choice(theirs, theirs.size))
-        for _ in range(2000)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
+    """Compare calls with and without us."""
+    arms = await compared(
+        partial(one_call, speed=speed), folder, passages=passages, calls=calls, turns=turns
+    )
     return {
-        **{who: _summed(row) for who, row in sums.items()},
-        "added_ms": {
-            "median": round(float(np.median(ours) - np.median(theirs)), 2),
-            "low": round(float(low), 2),
-            "high": round(float(high), 2),
-        },
+        **{who: _summed(row) for who, row in arms.items()},
+        "added_ms": difference(arms["with"]["delays_ms"], arms["without"]["delays_ms"]),
     }
 
 
-def _summed(row: Row) -> Row:
+def _summed(row: dict[str, list[float]]) -> Row:
     return {
         "turns": len(row["delays_ms"]),
-        "delay_p50_ms": round(float(np.median(row["delays_ms"])), 2),
-        "delay_p95_ms": round(float(np.percentile(row["delays_ms"], 95)), 2),
-        "wait_p50_ms": round(float(np.median(row["waits_ms"])), 2) if row["waits_ms"] else None,
-        "wait_p95_ms": round(float(np.percentile(row["waits_ms"], 95)), 2)
-        if row["waits_ms"]
-        else None,
+        "delay_p50_ms": percentile(row["delays_ms"], 50),
+        "delay_p95_ms": percentile(row["delays_ms"], 95),
+        "wait_p50_ms": percentile(row["waits_ms"], 50),
+        "wait_p95_ms": percentile(row["waits_ms"], 95),
         **{name: sum(row[name]) for name in ("requests", "with_block", "late")},
     }
 
@@ -152,7 +116,7 @@ def main() -> None:
             f"{row['delay_p95_ms']:.1f}", str(row["requests"]), str(row["with_block"]),
             str(row["late"]), f"{row['wait_p50_ms']:.2f}" if mine else "",
             f"{row['wait_p95_ms']:.2f}" if mine else "",
-            f"{added['median']:+.1f} [{added['low']:+.1f}, {added['high']:+.1f}]" if mine else "",
+            told(added) if mine else "",
         )  # fmt: skip
     Console(width=160).print(table)
     if args.json:

@@ -54,7 +54,6 @@ def test_the_model_is_measured_by_length() -> None:
 
 def test_the_memory_of_livekit_processes_is_measured(tmp_path: Path) -> None:
     """`benchmarks.livekit_memory` reports a worker's processes, waiting and answering, and finds hits."""
-    pytest.importorskip("livekit.agents")
     path = tmp_path / "memory.json"
     printed = benchmark("benchmarks.livekit_memory", "--tiny", "--json", str(path))
     report = json.loads(path.read_text(encoding="utf-8"))

@@ -23,9 +23,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("livekit.agents")
-
 from livekit.agents import Agent, AgentSession, JobContext, JobExecutorType, JobProcess
 from livekit.agents.testing import fake_job_context
 from livekit.plugins import moss_voice

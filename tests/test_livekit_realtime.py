@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-
-pytest.importorskip("livekit.agents")
-
 from livekit.agents import Agent, AgentSession, RunContext, StopResponse, function_tool, llm
 from livekit.plugins import moss_voice
 from livekit.plugins.moss_voice.prompt import BLOCK_ID

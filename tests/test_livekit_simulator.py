@@ -8,9 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("livekit.agents")
-
 from livekit.agents import (
     Agent,
     AgentTask,

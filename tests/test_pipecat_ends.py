@@ -23,9 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("pipecat")
-
 from loguru import logger as host_log
 from pipecat.frames.frames import (
     CancelFrame,

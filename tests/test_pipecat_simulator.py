@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("pipecat")
-
 with warnings.catch_warnings():
     # Pipecat's own modules use `audioop` and a class that is deprecated, as they are imported.
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -26,12 +26,10 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -81,9 +79,8 @@ from pipecat.utils.time import time_now_iso8601
 from pipecat.workers.runner import WorkerRunner
 
 from moss_voice.calls import WORDS_PER_S, CallScript
-from moss_voice.calls import interims as interims_of
 from moss_voice.errors import InvalidArgumentError
-from moss_voice.text import squash
+from moss_voice.testing import Answer, Follower, ToolCall, Wait, recognised, replay_script
 
 __all__ = [
     "Answer",
@@ -95,8 +92,6 @@ __all__ = [
     "Wait",
     "replay",
 ]
-
-Wait = Literal["reply", "committed", "none"]
 
 Messages = list[Any]
 """The messages of a context: dicts with `role` and `content`, or the host's `LLMSpecificMessage`."""
@@ -110,28 +105,6 @@ _TURN_PAUSE_S = 0.6
 _GRACE_S = 0.05
 # How long a pipeline that is cancelled may take before its tasks are, in real seconds.
 _PATIENCE_S = 1.0
-# The words by which a recogniser's interim grows.
-_INTERIM_WORDS = 3
-_REPLAYED_INTERIMS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call of a function tool, as a language model asks for it.
-
-    Attributes:
-        name: The tool's name.
-        arguments: What the tool is called with; JSON values.
-        text: What the bot says before the call; empty for nothing.
-    """
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    text: str = ""
-
-
-Answer = str | ToolCall | Sequence[ToolCall] | None
-"""What a scripted model answers: words, tool calls, or nothing (`None` or an empty text)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -701,7 +674,7 @@ class SimulatedCall:
         finals: Sequence[str] | None,
         user_id: str,
     ) -> None:
-        results = list(_results(text, interims=interims, finals=finals))
+        results = list(recognised(text, interims=interims, finals=finals))
         if not any(is_final for _, is_final in results):
             raise InvalidArgumentError("a caller's turn needs at least one word")
         speech_s = len(text.split()) / self._words_per_s
@@ -867,61 +840,21 @@ async def replay(call: SimulatedCall, script: CallScript) -> None:
             "the call's model does not follow this script: "
             "give the call ScriptedLLMService.following(script)"
         )
-    turns = prompter.turns
-    cut = {
-        number
-        for number, (turn, after) in enumerate(pairwise(turns))
-        if turn.speaker == "agent" and turn.interrupted and after.speaker == "caller"
-    }
-    try:
-        for number, turn in enumerate(turns):
-            if turn.speaker == "caller":
-                if number - 1 in cut:
-                    # Where the bot was quicker its turn stands whole, and the caller goes on.
-                    await call.hears(after_words=max(1, len(turns[number - 1].text.split()) // 2))
-                prompter.now = number
-                await call.caller_says(
-                    turn.text,
-                    interims=_thinned(list(interims_of(turn))),
-                    wait="committed" if number + 1 in cut else "reply",
-                )
-            elif number == 0 or turns[number - 1].speaker == "agent":
-                await call.bot_says(turn.text, wait=number not in cut)
-    finally:
-        prompter.now = None
+    await replay_script(call, prompter, lambda text, wait: call.bot_says(text, wait=wait))
 
 
-class _Prompter:
-    """Knows what the agent of a script says next, by what the messages hold."""
-
-    def __init__(self, script: CallScript) -> None:
-        self.script = script
-        self.turns = [turn for turn in script.spoken if squash(turn.text)]
-        # The caller turn being played; None outside of a replay.
-        self.now: int | None = None
+class _Prompter(Follower):
+    """Answers the messages of a context."""
 
     def __call__(self, messages: Messages) -> Answer:
-        spoken = [
-            (message["role"], squash(_text_of(message)))
-            for message in messages
-            if not isinstance(message, LLMSpecificMessage)
-            and message.get("role") in ("user", "assistant")
-        ]
-        said = [text for role, text in spoken if role == "user"]
-        if not said or spoken[-1][0] != "user":
-            return None
-        if self.now is not None:
-            return self._after(self.now)
-        same = [
-            number
-            for number, turn in enumerate(self.turns)
-            if turn.speaker == "caller" and squash(turn.text) == said[-1]
-        ]
-        return self._after(same[min(said.count(said[-1]), len(same)) - 1]) if same else None
-
-    def _after(self, number: int) -> str | None:
-        following = self.turns[number + 1 : number + 2]
-        return following[0].text if following and following[0].speaker == "agent" else None
+        return self.answer(
+            [
+                (message["role"], _text_of(message))
+                for message in messages
+                if not isinstance(message, LLMSpecificMessage)
+                and message.get("role") in ("user", "assistant")
+            ]
+        )
 
 
 class _Line(FrameProcessor):
@@ -1092,27 +1025,3 @@ def _text_of(message: Mapping[str, Any]) -> str:
         return content
     parts = content if isinstance(content, list) else []
     return " ".join(part.get("text", "") for part in parts if isinstance(part, dict))
-
-
-def _results(
-    text: str, *, interims: Sequence[str] | None, finals: Sequence[str] | None
-) -> Iterator[tuple[str, bool]]:
-    """Yield what a recogniser reports of a text, and whether it is final."""
-    if interims is not None:
-        yield from ((words, False) for words in interims if words.strip())
-    for final in [text] if finals is None else finals:
-        words = final.split()
-        if not words:
-            continue
-        if interims is None:
-            for count in [*range(_INTERIM_WORDS, len(words), _INTERIM_WORDS), len(words)]:
-                yield " ".join(words[:count]), False
-        yield final, True
-
-
-def _thinned(texts: list[str]) -> list[str]:
-    if len(texts) <= _REPLAYED_INTERIMS:
-        return texts
-    return [
-        texts[len(texts) * k // _REPLAYED_INTERIMS - 1] for k in range(1, _REPLAYED_INTERIMS + 1)
-    ]

@@ -20,9 +20,8 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -46,41 +45,16 @@ from livekit.agents import (
 from livekit.agents.voice import TranscriptSynchronizer, io
 
 from moss_voice.calls import WORDS_PER_S, CallScript
-from moss_voice.calls import interims as interims_of
 from moss_voice.errors import InvalidArgumentError
-from moss_voice.text import squash
+from moss_voice.testing import Answer, Follower, ToolCall, Wait, recognised, replay_script
 
 __all__ = ["Answer", "ScriptedLLM", "SimulatedCall", "SpokenTurn", "ToolCall", "Wait", "replay"]
-
-Wait = Literal["reply", "committed", "none"]
 
 _SAMPLE_RATE = 8000
 # How often a voice detector reports while somebody speaks, in real seconds.
 _VAD_STEP_S = 0.01
 # How often to look where the host offers no event to wait for.
 _POLL_S = 0.002
-# The words by which a recogniser's interim grows.
-_INTERIM_WORDS = 3
-_REPLAYED_INTERIMS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A call of a function tool, as a language model asks for it.
-
-    Attributes:
-        name: The tool's name.
-        arguments: What the tool is called with; JSON values.
-        text: What the agent says before the call; empty for nothing.
-    """
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    text: str = ""
-
-
-Answer = str | ToolCall | Sequence[ToolCall] | None
-"""What a scripted model answers: words, tool calls, or nothing (`None` or an empty text)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,7 +455,7 @@ class SimulatedCall:
         speaker_id: str | None,
         confidence: float,
     ) -> None:
-        results = list(_results(text, interims=interims, finals=finals))
+        results = list(recognised(text, interims=interims, finals=finals))
         if not any(is_final for _, is_final in results):
             raise InvalidArgumentError("a caller's turn needs at least one word")
         speech_s = len(text.split()) / self._words_per_s
@@ -623,65 +597,27 @@ async def replay(call: SimulatedCall, script: CallScript) -> None:
         raise InvalidArgumentError(
             "the call's model does not follow this script: give the call ScriptedLLM.following(script)"
         )
-    turns = prompter.turns
-    cut = {
-        number
-        for number, (turn, after) in enumerate(pairwise(turns))
-        if turn.speaker == "agent" and turn.interrupted and after.speaker == "caller"
-    }
-    try:
-        for number, turn in enumerate(turns):
-            if turn.speaker == "caller":
-                prompter.now = number
-                if number - 1 in cut:
-                    # Where the agent was quicker its turn stands whole, and the caller goes on.
-                    await call.hears(after_words=max(1, len(turns[number - 1].text.split()) // 2))
-                await call.caller_says(
-                    turn.text,
-                    interims=_thinned(list(interims_of(turn))),
-                    wait="committed" if number + 1 in cut else "reply",
-                )
-            elif number == 0 or turns[number - 1].speaker == "agent":
-                if number in cut:
-                    call.session.say(turn.text)
-                else:
-                    await call.agent_says(turn.text)
-    finally:
-        prompter.now = None
+
+    async def speak(text: str, wait: bool) -> None:
+        if wait:
+            await call.agent_says(text)
+        else:
+            call.session.say(text)
+
+    await replay_script(call, prompter, speak)
 
 
-class _Prompter:
-    """Knows what the agent of a script says next, by what the prompt holds."""
-
-    def __init__(self, script: CallScript) -> None:
-        self.script = script
-        self.turns = [turn for turn in script.spoken if squash(turn.text)]
-        # The caller turn being played; None outside of a replay.
-        self.now: int | None = None
+class _Prompter(Follower):
+    """Answers a chat context."""
 
     def __call__(self, chat_ctx: llm.ChatContext) -> Answer:
-        said = [
-            squash(message.text_content or "")
-            for message in chat_ctx.messages()
-            if message.role == "user"
-        ]
-        spoken = [
-            message for message in chat_ctx.messages() if message.role in ("user", "assistant")
-        ]
-        if not said or spoken[-1].role != "user":
-            return None
-        if self.now is not None:
-            return self._after(self.now)
-        same = [
-            number
-            for number, turn in enumerate(self.turns)
-            if turn.speaker == "caller" and squash(turn.text) == said[-1]
-        ]
-        return self._after(same[min(said.count(said[-1]), len(same)) - 1]) if same else None
-
-    def _after(self, number: int) -> str | None:
-        following = self.turns[number + 1 : number + 2]
-        return following[0].text if following and following[0].speaker == "agent" else None
+        return self.answer(
+            [
+                (message.role, message.text_content or "")
+                for message in chat_ctx.messages()
+                if message.role in ("user", "assistant")
+            ]
+        )
 
 
 class _ScriptedStream(llm.LLMStream):
@@ -1058,30 +994,6 @@ def _session_options(given: Mapping[str, Any], *, speed: float) -> dict[str, Any
         **given,
         "turn_handling": turn_handling,
     }
-
-
-def _results(
-    text: str, *, interims: Sequence[str] | None, finals: Sequence[str] | None
-) -> Iterator[tuple[str, bool]]:
-    """Yield what a recogniser reports of a text, and whether it is final."""
-    if interims is not None:
-        yield from ((words, False) for words in interims if words.strip())
-    for final in [text] if finals is None else finals:
-        words = final.split()
-        if not words:
-            continue
-        if interims is None:
-            for count in [*range(_INTERIM_WORDS, len(words), _INTERIM_WORDS), len(words)]:
-                yield " ".join(words[:count]), False
-        yield final, True
-
-
-def _thinned(texts: list[str]) -> list[str]:
-    if len(texts) <= _REPLAYED_INTERIMS:
-        return texts
-    return [
-        texts[len(texts) * k // _REPLAYED_INTERIMS - 1] for k in range(1, _REPLAYED_INTERIMS + 1)
-    ]
 
 
 def _as_it_is(chat_ctx: llm.ChatContext) -> llm.ChatContext:
