@@ -8,7 +8,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # A name, since a comma would end an argument of `call`.
-SELF := .[livekit,pipecat,dev]
+SELF := .[livekit,pipecat,server,encryption,dev]
 # The first Python of 3.11 or newer on PATH; override with PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)

@@ -28,7 +28,8 @@ from moss_voice.call.journal import Contents, Delete, Header, Journal, Put, find
 from moss_voice.call.memory import DEADLINE_MS, MIN_SCORE, CallMemory
 from moss_voice.cloud.cache import SegmentCache
 from moss_voice.cloud.log import Commit, decode_commit
-from moss_voice.cloud.store import DEFAULT_PROJECT, Cloud, open_cloud
+from moss_voice.cloud.cloud import Cloud, open_cloud
+from moss_voice.cloud.keys import DEFAULT_PROJECT
 from moss_voice.errors import (
     AuthenticationError,
     CloudUnavailableError,

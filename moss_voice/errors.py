@@ -14,6 +14,7 @@ __all__ = [
     "CloudUnavailableError",
     "ConflictError",
     "CorruptDataError",
+    "EncryptionKeyError",
     "FilterError",
     "FormatVersionError",
     "IndexExistsError",
@@ -25,7 +26,10 @@ __all__ = [
     "ModelMismatchError",
     "ModelNotFoundError",
     "MossError",
+    "PermissionDeniedError",
+    "RateLimitedError",
     "SessionClosedError",
+    "TooLargeError",
 ]
 
 
@@ -89,6 +93,18 @@ class AuthenticationError(MossError, PermissionError):
     code = "authentication"
 
 
+class PermissionDeniedError(AuthenticationError):
+    """The credentials are right and do not allow this: a read-only key, or another project's."""
+
+    code = "permission_denied"
+
+
+class EncryptionKeyError(MossError, PermissionError):
+    """An index is encrypted and its key is missing, or another one was given."""
+
+    code = "encryption_key"
+
+
 class ConflictError(MossError, RuntimeError):
     """Somebody else pushed since this copy was read.
 
@@ -121,6 +137,26 @@ class CloudUnavailableError(MossError, ConnectionError):
     """The cloud did not answer, or refused to store."""
 
     code = "cloud_unavailable"
+
+
+class RateLimitedError(CloudUnavailableError):
+    """A server took no more requests of this project for now.
+
+    Attributes:
+        retry_after_s: When to try again.
+    """
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooLargeError(InvalidArgumentError):
+    """Something is larger, or there are more of it, than a server takes; the message tells its limit."""
+
+    code = "too_large"
 
 
 class SessionClosedError(MossError, RuntimeError):

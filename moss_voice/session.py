@@ -34,7 +34,7 @@ from moss_voice.cloud.log import (
     needs_compaction,
     resolve,
 )
-from moss_voice.cloud.store import Cloud
+from moss_voice.cloud.cloud import Cloud
 from moss_voice.embedding import Embedder
 from moss_voice.errors import (
     CorruptDataError,

@@ -38,7 +38,7 @@ from livekit.protocol import models
 
 from moss_voice import CallMemory
 from moss_voice import session as session_module
-from moss_voice.cloud.store import Cloud
+from moss_voice.cloud.cloud import Cloud
 from moss_voice.session import SessionIndex
 
 BASE = Path(os.environ["LIVEKIT_WORKER_BASE"])

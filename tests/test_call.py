@@ -25,7 +25,7 @@ import pytest
 from moss_voice import CallMemory, MossClient
 from moss_voice.call.context import tokens
 from moss_voice.call.journal import Header, Journal, Put, decode
-from moss_voice.cloud.store import Cloud, open_cloud
+from moss_voice.cloud.cloud import Cloud, open_cloud
 from moss_voice.embedding import Embedder
 from moss_voice.errors import (
     CloudUnavailableError,
@@ -903,7 +903,7 @@ async def test_a_push_that_fails_is_tried_again_and_then_left_for_recovery(
     """The end never raises; the journal stays, and `recover` pushes from it, once."""
     monkeypatch.setattr("moss_voice.call.memory._PUSH_PAUSES_S", (0.0, 0.0))
     ready = open_cloud(where)
-    cloud = BrokenCloud(ready._store, name=where)
+    cloud = BrokenCloud(ready.log)
     session = await SessionIndex.open(Remote(cloud, "default", None), "call-1")
     header = Header("default", where, "call-1", session.model_id, 1)
     journal = Journal.create(tmp_path / "journal", header)

@@ -23,7 +23,7 @@ import pytest
 from pydantic import ValidationError
 
 from moss_voice import MossClient
-from moss_voice.cloud.store import open_cloud
+from moss_voice.cloud.cloud import open_cloud
 from moss_voice.embedding import OnnxEmbedder
 from moss_voice.errors import (
     AuthenticationError,

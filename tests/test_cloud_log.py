@@ -256,7 +256,7 @@ def test_noise(noise: bytes) -> None:
 def test_a_newer_format_asks_for_an_upgrade() -> None:
     """What a later version wrote is told apart from damage, whatever else it holds."""
     with pytest.raises(FormatVersionError, match="upgrade"):
-        decode_commit(b'{"format":2,"shards":[]}')
+        decode_commit(b'{"format":3,"shards":[]}')
     newer = encode_segment(segment([("a", 1)])).replace(rb"\"format\":1", rb"\"format\":2")
     with pytest.raises(FormatVersionError, match="upgrade"):
         decode_segment(newer)

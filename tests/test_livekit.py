@@ -784,7 +784,7 @@ async def test_the_call_begins_while_its_cloud_is_away(
     async with make_client(tmp_path) as other:
         session = typed_session(ScriptedLLM(says("noted")))
         with monkeypatch.context() as patch:
-            patch.setattr("moss_voice.cloud.store.Cloud.read_head", away)
+            patch.setattr("moss_voice.cloud.cloud.Cloud.read_head", away)
             memory = await attach(session, other, knowledge=["faq"])
         await session.start(Agent(instructions=""))
         await session.run(user_input="the cellar code is 1234")
@@ -805,8 +805,8 @@ async def test_a_cloud_that_hangs_holds_up_neither_the_call_nor_its_end(
         raise CloudUnavailableError("at last")
 
     with monkeypatch.context() as patch:
-        patch.setattr("moss_voice.cloud.store.Cloud.read_head", hang)
-        patch.setattr("moss_voice.cloud.store.Cloud.push", hang)
+        patch.setattr("moss_voice.cloud.cloud.Cloud.read_head", hang)
+        patch.setattr("moss_voice.cloud.cloud.Cloud.push", hang)
         session = typed_session(ScriptedLLM(says("noted")))
         memory = await attach(session, client, open_timeout_s=0.2, push_timeout_s=0.3)
         await session.start(Agent(instructions=""))

@@ -30,7 +30,7 @@ from livekit.plugins.moss_voice.processes import prewarmed
 from livekit.plugins.moss_voice.testing import ScriptedLLM
 
 from moss_voice import DocumentInfo, MossClient
-from moss_voice.cloud.store import Cloud
+from moss_voice.cloud.cloud import Cloud
 from moss_voice.models import load_embedder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="job processes of the fork server")

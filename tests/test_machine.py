@@ -21,7 +21,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from moss_voice.cloud.store import open_cloud
+from moss_voice.cloud.cloud import open_cloud
 from moss_voice.errors import ConflictError, IndexNotFoundError
 from moss_voice.session import Remote, SessionIndex
 from moss_voice.types import DocumentInfo, GetDocumentsOptions, MutationOptions, QueryOptions

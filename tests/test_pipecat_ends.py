@@ -50,7 +50,7 @@ from pipecat_moss_voice.testing import ScriptedLLMService, SimulatedCall
 from moss_voice import DocumentInfo, MossClient
 from moss_voice.call.journal import Journal
 from moss_voice.call.memory import CallMemory
-from moss_voice.cloud.store import Cloud
+from moss_voice.cloud.cloud import Cloud
 from moss_voice.errors import CloudUnavailableError
 
 PROGRAM = Path(__file__).with_name("pipecat_bot_process.py")

@@ -22,7 +22,7 @@ import pytest
 
 from moss_voice.cloud.cache import SegmentCache
 from moss_voice.cloud.log import Commit, SegmentRef, decode_commit, decode_segment, encode_segment
-from moss_voice.cloud.store import Cloud, open_cloud
+from moss_voice.cloud.cloud import Cloud, open_cloud
 from moss_voice.embedding import Embedder
 from moss_voice.errors import (
     CloudUnavailableError,
@@ -114,7 +114,7 @@ def embedder(monkeypatch: pytest.MonkeyPatch) -> WordEmbedder:
 @pytest.fixture
 def cloud() -> GatedCloud:
     ready = open_cloud(f"memory://{uuid4().hex}")
-    return GatedCloud(ready._store, name=ready.name)
+    return GatedCloud(ready.log)
 
 
 @pytest.fixture
@@ -733,7 +733,7 @@ COMMITS: dict[str, tuple[Callable[[bytes], bytes], type[MossError]]] = {
     "flipped": (lambda data: data.replace(b'"doc_count":', b'"doc_cound":'), CorruptDataError),
     "foreign": (lambda data: b'{"hello": "world"}', CorruptDataError),
     "no json": (lambda data: b"\x89PNG\r\n", CorruptDataError),
-    "newer format": (lambda data: _edit_commit(data, format=2), FormatVersionError),
+    "newer format": (lambda data: _edit_commit(data, format=3), FormatVersionError),
     "another's": (lambda data: _edit_commit(data, index="other"), CorruptDataError),
     "not its version": (lambda data: _edit_commit(data, version=9, changed=9), CorruptDataError),
 }

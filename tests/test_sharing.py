@@ -145,7 +145,7 @@ def test_what_takes_too_long_is_not_shared(
 ) -> None:
     """The fork that reads the cloud is ended when its time is up, and each process loads for itself."""
     script = (
-        "import asyncio, sys; from moss_voice import MossClient; from moss_voice.cloud.store import Cloud\n"
+        "import asyncio, sys; from moss_voice import MossClient; from moss_voice.cloud.cloud import Cloud\n"
         "async def hang(*_): await asyncio.sleep(600)\n"
         "Cloud.read_head = hang\n"
         "print(MossClient(cloud=sys.argv[1]).share_indexes(['large'], timeout_s=1))"

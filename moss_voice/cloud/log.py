@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar, overload
 
@@ -35,9 +35,11 @@ from moss_voice.keywords import Postings
 from moss_voice.types import OnConflict
 
 __all__ = [
+    "COMMIT_FORMAT",
     "FORMAT",
     "TOMBSTONE_DAYS",
     "Commit",
+    "Head",
     "Lines",
     "Resolution",
     "Segment",
@@ -63,6 +65,8 @@ _Number = TypeVar("_Number", bound=np.generic)
 Buffer = bytes | bytearray | memoryview
 
 FORMAT: Final = 1
+# Commits that say nothing beyond format 1 are still written in it, byte for byte.
+COMMIT_FORMAT: Final = 2
 # A writer that was offline for longer than this may bring a deleted document back by a merge.
 TOMBSTONE_DAYS: Final = 30
 MAX_SEGMENTS: Final = 16
@@ -99,6 +103,7 @@ def check_name(name: str, *, what: str = "index name") -> str:
 _STRICT = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 _Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 _Token = Annotated[str, Field(min_length=1, max_length=500)]
+_KeyId = Annotated[str, Field(pattern=r"^[0-9a-f]{16}\z")]
 
 
 @checked_dataclass(config=_STRICT, frozen=True)
@@ -110,17 +115,19 @@ class SegmentRef:
         size_bytes: How many bytes.
         rows: Documents put, dead ones included.
         tombstones: Documents deleted.
+        key_id: Of the key that it is sealed with; None where anybody can read it. See `cloud.sealing`.
     """
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
     size_bytes: Annotated[_Count, Field(ge=1)]
     rows: _Count
     tombstones: _Count
+    key_id: _KeyId | None = None
 
     @classmethod
-    def of(cls, data: Buffer, *, rows: int, tombstones: int) -> Self:
+    def of(cls, data: Buffer, *, rows: int, tombstones: int, key_id: str | None = None) -> Self:
         """Return the address of encoded bytes; costs one SHA-256 over them."""
-        return cls(hashlib.sha256(data).hexdigest(), len(data), rows, tombstones)
+        return cls(hashlib.sha256(data).hexdigest(), len(data), rows, tombstones, key_id)
 
 
 @checked_dataclass(config=_STRICT, frozen=True)
@@ -134,7 +141,8 @@ class Commit:
         parent: The version this one was planned on; 0 where there was none.
         changed: The version at which documents last changed: below `version` where segments were only
             joined since, which is no conflict to anybody.
-        replaced: The version whose changes this push discarded, where somebody else had pushed.
+        replaced: The newest version that this one discards: where somebody else had pushed, or an older
+            version was restored.
         model_id: Of the embedding model of every segment.
         dim: Numbers per vector.
         analyzer: Of the pusher's keywords; each segment names its own.
@@ -144,6 +152,12 @@ class Commit:
         updated_at: When its documents last changed.
         job_id: Of the push.
         deleted: True where the index was deleted; it then has no segments.
+        restored: The older version whose documents this one brought back.
+        ttl_s: Seconds after `updated_at` at which the index is to be gone; None keeps it.
+        purged: Versions below this one were removed for good because documents were forgotten; nobody
+            may build on them. 0 where none were.
+        mac: Hexadecimal HMAC-SHA256 of the commit without it, where the index is encrypted: see
+            `cloud.sealing`.
     """
 
     index: _Token
@@ -161,10 +175,17 @@ class Commit:
     updated_at: AwareDatetime
     job_id: _Token
     deleted: bool = False
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = 1
+    restored: _Count | None = None
+    ttl_s: Annotated[_Count, Field(ge=1)] | None = None
+    purged: _Count = 0
+    mac: Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")] | None = None
 
     def __post_init__(self) -> None:
         """Check what the fields owe each other."""
+        says_more = any(getattr(self, name) != default for name, default in _LATER.items())
+        sealed = any(ref.key_id is not None for ref in self.segments)
+        object.__setattr__(self, "format", 2 if says_more or sealed else 1)
         check_name(self.index)
         if self.parent >= self.version:
             raise ValueError("parent must be below version")
@@ -176,10 +197,35 @@ class Commit:
             raise ValueError("doc_count exceeds the rows of the segments")
         if self.deleted and self.segments:
             raise ValueError("a deleted index has no segments")
+        if self.purged > self.version:
+            raise ValueError("purged must not be above version")
+        if self.restored is not None and self.restored >= self.version:
+            raise ValueError("restored must be below version")
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the index is to be gone, if nobody pushes to it before; None for never."""
+        if self.ttl_s is None or self.deleted:
+            return None
+        try:
+            return self.updated_at + timedelta(seconds=self.ttl_s)
+        except OverflowError:
+            return None
+
+    @property
+    def key_ids(self) -> frozenset[str]:
+        """The keys that are needed to read it; none where anybody can."""
+        return frozenset(ref.key_id for ref in self.segments if ref.key_id is not None)
 
     def encode(self) -> bytes:
         """Return canonical JSON: equal commits give equal bytes."""
         fields = _COMMIT.dump_python(self)
+        for name, default in _LATER.items():
+            if fields[name] == default:
+                del fields[name]
+        for ref in fields["segments"]:
+            if ref["key_id"] is None:
+                del ref["key_id"]
         for name in ("created_at", "updated_at"):
             fields[name] = fields[name].astimezone(UTC).isoformat(timespec="microseconds")
         return json.dumps(
@@ -187,7 +233,31 @@ class Commit:
         ).encode()
 
 
+# What came with format 2, and what it is where nothing is said of it.
+_LATER: Final[Mapping[str, object]] = {
+    "restored": None,
+    "ttl_s": None,
+    "purged": 0,
+    "mac": None,
+}
 _COMMIT: Final = TypeAdapter(Commit)
+
+
+class Head(NamedTuple):
+    """The end of an index's log.
+
+    Attributes:
+        commit: The newest whole commit, deleted or not; None where there is none.
+        newest: The highest number in use; 0 where there is none.
+    """
+
+    commit: Commit | None
+    newest: int
+
+    @property
+    def alive(self) -> Commit | None:
+        """The newest commit, unless the index is deleted."""
+        return None if self.commit is None or self.commit.deleted else self.commit
 
 
 def decode_commit(data: Buffer) -> Commit:
@@ -201,7 +271,9 @@ def decode_commit(data: Buffer) -> Commit:
     fields = _json(text, "commit")
     if not isinstance(fields, dict):
         raise CorruptDataError("commit: expected a JSON object")
-    _check_format(fields, "commit")
+    _check_format(fields, "commit", newest=COMMIT_FORMAT)
+    if fields["format"] == 1 and not _LATER.keys().isdisjoint(fields):
+        raise CorruptDataError("commit: holds what its format does not know")
     try:
         return _COMMIT.validate_json(text)
     except pydantic.ValidationError as error:
@@ -217,13 +289,13 @@ def _json(text: bytes, what: str) -> Any:
         raise CorruptDataError(f"{what}: expected JSON in UTF-8, got {len(text)} bytes") from None
 
 
-def _check_format(fields: Mapping[str, Any], what: str) -> None:
+def _check_format(fields: Mapping[str, Any], what: str, *, newest: int = FORMAT) -> None:
     number = fields.get("format")
     if type(number) is not int or number < 1:
         raise CorruptDataError(f"{what}: expected a format number")
-    if number > FORMAT:
+    if number > newest:
         raise FormatVersionError(
-            f"{what}: written in format {number}, this moss_voice reads up to {FORMAT}; upgrade it"
+            f"{what}: written in format {number}, this moss_voice reads up to {newest}; upgrade it"
         )
 
 
@@ -650,6 +722,7 @@ def plan_push(
     index_id: str,
     now: datetime,
     version: int | None = None,
+    ttl_s: int | None = None,
 ) -> Commit:
     """Return the commit that a push makes, or `head` itself where there is nothing to commit.
 
@@ -670,9 +743,11 @@ def plan_push(
         index_id: For an index that is new.
         now: Aware; the time of the commit.
         version: The number to give; one above the head's where None.
+        ttl_s: The index's retention period from now on; None leaves it as it is.
 
     Raises:
-        ConflictError: Under `error`, if somebody else pushed meanwhile.
+        ConflictError: Under `error`, if somebody else pushed meanwhile; under `replace`, if documents of
+            the base were forgotten meanwhile, which it would bring back.
         ModelMismatchError: If the index belongs to another model.
     """
     there = head if head is not None and not head.deleted else None
@@ -690,11 +765,20 @@ def plan_push(
             base_version=base_version,
             head_version=head_version,
         )
+    purged = head.purged if head is not None else 0
+    if on_conflict == "replace" and 0 < base_version < purged:
+        raise ConflictError(
+            f"index {index!r}: documents were forgotten since version {base_version} was read, and"
+            " 'replace' would bring them back; open it anew, or push with on_conflict='merge'",
+            base_version=base_version,
+            head_version=head_version,
+        )
     joins = not moved or on_conflict == "merge"
     kept = (there.segments if there is not None else ()) if joins else tuple(base_segments)
     # The same bytes twice would say nothing new: a push that is tried again after all went well.
     new = () if delta is None or delta in kept else (delta,)
-    if there is not None and joins and not new:
+    ttl_now = head.ttl_s if head is not None else None
+    if there is not None and joins and not new and ttl_s in (None, ttl_now):
         return there
     number = version if version is not None else head_version + 1
     segments = (*kept, *new)
@@ -715,6 +799,8 @@ def plan_push(
         created_at=there.created_at if there is not None else now,
         updated_at=now,
         job_id=job_id,
+        ttl_s=ttl_now if ttl_s is None else ttl_s,
+        purged=purged,
     )
 
 

@@ -1,0 +1,223 @@
+"""Objects by path, in a directory, in memory, or in an object store: the few operations that a log needs.
+
+What is promised: an object appears at once and complete; of two that create one path exactly one wins;
+what the store raises becomes `CloudUnavailableError`, once, here.
+
+A local directory (obstore 0.12 `LocalStore`) keeps the promises thus: an object is written to a
+staging file beside its place (`NAME#1`, which no listing shows) and then renamed, or for put-if-absent
+hard-linked, which the file system does atomically and for one process only. So the file system must
+know hard links (FAT does not; NFS does). obstore does not call fsync: we do after each put, file and
+folder, so that an acknowledged push survives a power failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import obstore
+import obstore.store
+import platformdirs
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, MemoryStore, ObjectStore
+
+from moss_voice.errors import CloudUnavailableError, InvalidArgumentError
+
+__all__ = ["OBJECT_STORES", "Found", "Objects", "open_objects"]
+
+# URL schemes of object stores, and where each finds its credentials.
+OBJECT_STORES: Final = ("s3", "gs", "az")
+# A dead endpoint is told of in seconds: a caller may be waiting, and we try again ourselves.
+_CLIENT: Final = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=3)}
+_RETRY: Final = {
+    "max_retries": 3,
+    "retry_timeout": timedelta(seconds=10),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=100),
+        "max_backoff": timedelta(seconds=2),
+        "base": 2,
+    },
+}
+
+_memories: dict[str, MemoryStore] = {}
+
+
+class Found(NamedTuple):
+    """What a listing tells of an object: its file name, size and time."""
+
+    name: str
+    size_bytes: int
+    at: datetime
+
+
+class Objects:
+    """The objects of one store. Safe to share between tasks, threads and event loops."""
+
+    def __init__(self, store: ObjectStore, *, name: str) -> None:
+        """Take a ready store.
+
+        Args:
+            store: Any obstore store.
+            name: For messages: where it is, without credentials.
+        """
+        self.name = name
+        self._store = store
+        self._directory = store.prefix if isinstance(store, LocalStore) else None
+
+    def __repr__(self) -> str:
+        return f"<Objects {self.name}>"
+
+    async def put(self, path: str, data: bytes | memoryview, *, if_absent: bool) -> bool:
+        """Store an object whole; False where `if_absent` and there is one."""
+        with _translated(f"write to {self.name}"):
+            try:
+                await obstore.put_async(
+                    self._store, path, data, mode="create" if if_absent else "overwrite"
+                )
+            except AlreadyExistsError:
+                return False
+            if self._directory is not None:
+                await asyncio.to_thread(_sync, self._directory / path, self._directory)
+            return True
+
+    async def get(self, path: str) -> memoryview | None:
+        """Return an object, or None where there is none."""
+        with _translated(f"read from {self.name}"):
+            try:
+                answer = await obstore.get_async(self._store, path)
+                return memoryview(await answer.bytes_async())
+            except FileNotFoundError:
+                return None
+
+    async def stream(self, path: str, *, part_bytes: int = 1 << 20) -> AsyncIterator[bytes] | None:
+        """Return an object in parts, or None where there is none."""
+        with _translated(f"read from {self.name}"):
+            try:
+                answer = await obstore.get_async(self._store, path)
+            except FileNotFoundError:
+                return None
+
+        async def parts() -> AsyncIterator[bytes]:
+            with _translated(f"read from {self.name}"):
+                async for part in answer.stream(min_chunk_size=part_bytes):
+                    yield bytes(part)
+
+        return parts()
+
+    async def listing(self, folder: str, *, after: str | None = None) -> list[Found]:
+        """Return a folder's objects, those after a file name where given, in no order."""
+        with _translated(f"list {self.name}"):
+            offset = None if after is None else f"{folder}/{after}"
+            found = await obstore.list(self._store, folder, offset=offset).collect_async()
+            return [
+                Found(meta["path"].rpartition("/")[2], meta["size"], meta["last_modified"])
+                for meta in found
+            ]
+
+    async def folders(self, folder: str) -> list[str]:
+        """Return the paths of the folders in a folder; in the store itself where it is empty."""
+        with _translated(f"list {self.name}"):
+            found = await obstore.list_with_delimiter_async(self._store, folder or None)
+            return list(found["common_prefixes"])
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        """Remove objects; those that are not there are passed over."""
+        with _translated(f"remove from {self.name}"):
+            for path in paths:
+                with suppress(FileNotFoundError):  # somebody else collects too
+                    await obstore.delete_async(self._store, path)
+
+    async def stored_at(self, path: str) -> datetime | None:
+        """Return when an object was stored, or None where there is none."""
+        with _translated(f"read from {self.name}"):
+            try:
+                return (await obstore.head_async(self._store, path))["last_modified"]
+            except FileNotFoundError:
+                return None
+
+
+def open_objects(where: str | Path | None = None) -> Objects:
+    """Open a store, making its directory if it is one and there is none.
+
+    Args:
+        where: None for a directory under the platform's data directory; a path or a `file://` URL;
+            `memory://NAME`, which lives as long as this process; `s3://BUCKET/PREFIX`, `gs://...` or
+            `az://CONTAINER/PREFIX`, with the credentials of its usual environment (`AWS_*`,
+            `GOOGLE_*`, `AZURE_*`; for another S3-compatible endpoint `AWS_ENDPOINT_URL`).
+
+    Raises:
+        InvalidArgumentError: If the URL is of a kind that this version does not know.
+        CloudUnavailableError: If the directory cannot be made, or the store's settings make no sense.
+    """
+    if where is None:
+        where = Path(platformdirs.user_data_dir("moss_voice", appauthor=False)) / "cloud"
+    if isinstance(where, str):
+        scheme, separator, _ = where.partition("://")
+        if separator:
+            if scheme == "memory":
+                return Objects(_memories.setdefault(where, MemoryStore()), name=where)
+            if scheme in OBJECT_STORES:
+                return _open_remote(where)
+            where = _path_of_url(where)
+    path = where if isinstance(where, Path) else Path(where)
+    path = path.expanduser().absolute()
+    with _translated(f"open the cloud at {path}"):
+        # Transcripts: for the owner alone, unless somebody made the directory for more.
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Objects(LocalStore(path), name=str(path))
+
+
+def _open_remote(url: str) -> Objects:
+    parts = urlsplit(url)
+    if not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
+        raise InvalidArgumentError(
+            f"cloud: expected {parts.scheme}://BUCKET/PREFIX, without credentials: those come from the"
+            " environment"
+        )
+    options: dict[str, Any] = {"client_options": _CLIENT, "retry_config": _RETRY}
+    with _translated(f"open {url}"):
+        return Objects(obstore.store.from_url(url, **options), name=url)
+
+
+def _path_of_url(url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in {"", "localhost"}:
+        raise InvalidArgumentError(
+            f"cloud: expected a path, file://, memory://, s3://, gs://, az:// or http(s)://, got"
+            f" {parts.scheme}://"
+        )
+    return Path(url2pathname(parts.path))
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Turn what the store raises into our error, once, here."""
+    try:
+        yield
+    except (BaseError, OSError) as error:
+        # obstore appends a long debug dump to the first line.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CloudUnavailableError(f"could not {what}: {reason}") from error
+
+
+def _sync(path: Path, root: Path) -> None:
+    """Make an object survive a power failure: its bytes, and the folders that lead to it."""
+    with suppress(FileNotFoundError), path.open("rb+") as file:  # a deletion may be quicker
+        os.fsync(file.fileno())
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows cannot sync a folder, and writes its own journal of names
+    for folder in path.parents:
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if folder == root:
+            return
