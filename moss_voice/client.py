@@ -7,44 +7,54 @@ the credentials. An index that is loaded is loaded once per client and shared by
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
+import math
 import os
 import signal
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import platformdirs
 
 from moss_voice import ranking
 from moss_voice.call.context import MAX_TOKENS
-from moss_voice.call.journal import Contents, Delete, Header, Journal, Put, find_journals
+from moss_voice.call.journal import Header, Journal
 from moss_voice.call.memory import DEADLINE_MS, MIN_SCORE, CallMemory
 from moss_voice.cloud.cache import SegmentCache
-from moss_voice.cloud.log import Commit, decode_commit
-from moss_voice.cloud.cloud import Cloud, open_cloud
+from moss_voice.cloud.cloud import Authenticator, Forgotten, open_cloud
 from moss_voice.cloud.keys import DEFAULT_PROJECT
+from moss_voice.cloud.log import Commit, Segment, decode_commit
+from moss_voice.cloud.outbox import Outbox
+from moss_voice.cloud.sealing import Keyring
+from moss_voice.cloud.store import FRESH_S, GRACE_S, KEEP_COMMITS
 from moss_voice.errors import (
     AuthenticationError,
     CloudUnavailableError,
+    FilterError,
     IndexExistsError,
     IndexNotFoundError,
     InvalidArgumentError,
-    JournalError,
     MossError,
     SessionClosedError,
 )
-from moss_voice.session import Progress, Remote, SessionIndex, share_version
+from moss_voice.filters import parse_filter
+from moss_voice.index import decode_document
+from moss_voice.recovery import recover_journals, send_waiting
+from moss_voice.session import Progress, SessionIndex
 from moss_voice.types import (
     DocumentInfo,
     GetDocumentsOptions,
     IndexInfo,
+    IndexVersion,
     JobStatusResponse,
     MutationOptions,
     MutationResult,
@@ -53,16 +63,14 @@ from moss_voice.types import (
     RecoveredCall,
     SearchResult,
 )
-from moss_voice.workers import in_worker, in_writer, submit_write
+from moss_voice.versions import Remote, graph_keys, share_version
+from moss_voice.workers import in_worker, submit_write
 
 __all__ = ["Authenticator", "MossClient"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# Returns a token for a moss-voice server; called again when one is refused.
-Authenticator = Callable[[], Awaitable[str]]
 
 _POLL_S = 0.5
 
@@ -82,6 +90,9 @@ class MossClient:
         cache_path: str | Path | None = None,
         journal_path: str | Path | None = None,
         authenticator: Authenticator | None = None,
+        encryption_key: str | bytes | Sequence[str | bytes] | None = None,
+        encryption_key_file: str | Path | None = None,
+        on_received: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Note where things are; nothing is touched yet.
 
@@ -91,11 +102,24 @@ class MossClient:
             project_key: `MOSS_PROJECT_KEY` where None.
             cloud: `MOSS_VOICE_CLOUD` where None; without either, the embedded cloud: a directory
                 under the platform's data directory. A path or a `file://` URL is a directory too;
-                `memory://NAME` lives as long as this process.
+                `s3://`, `gs://` and `az://` are object stores, with the credentials of their usual
+                environment; `http(s)://` is a moss-voice server; `memory://NAME` lives as long as this
+                process.
             cache_path: Where segments and graphs are kept; the platform's cache directory where None.
-            journal_path: Where calls are journaled; the platform's data directory where None.
+            journal_path: Where calls are journaled and pushes wait that a cloud did not take; the
+                platform's data directory where None.
             authenticator: Gives tokens for a server in place of a key. Such a client cannot open
                 sessions or calls. An embedded cloud has nobody to check a token and never asks.
+            encryption_key: What is pushed is sealed with, so that the cloud holds no readable text,
+                metadata or vector: 32 bytes, in base64 or hexadecimal (`moss-voice key new` makes one).
+                Of several the first is used, and all can be read. `MOSS_VOICE_ENCRYPTION_KEY` where None.
+            encryption_key_file: A file of such keys, one a line, in place of it;
+                `MOSS_VOICE_ENCRYPTION_KEY_FILE` where None.
+            on_received: Told of each download as it comes: the index, bytes so far, bytes in all.
+
+        Raises:
+            InvalidArgumentError: If an encryption key is none.
+            EncryptionKeyError: If the key file cannot be read.
         """
         self._project_id = project_id or os.environ.get("MOSS_PROJECT_ID") or None
         self._project_key = project_key or os.environ.get("MOSS_PROJECT_KEY") or None
@@ -107,6 +131,11 @@ class MossClient:
         cache = Path(platformdirs.user_cache_dir("moss_voice", appauthor=False))
         self._cache_path = cache if cache_path is None else Path(cache_path)
         self._journal_path = data / "journal" if journal_path is None else Path(journal_path)
+        self._keyring = _keyring(encryption_key, encryption_key_file)
+        self._on_received = on_received
+        # Until the cloud has answered, nobody knows whether the credentials are right.
+        self._unchecked = False
+        self._sending: asyncio.Task[None] | None = None
         self._opening: asyncio.Task[Remote] | None = None
         self._loaded: dict[str, SessionIndex] = {}
         self._loading: dict[str, asyncio.Lock] = {}
@@ -134,7 +163,13 @@ class MossClient:
         open_ones = [*self._loaded.values(), *self._sessions]
         self._loaded.clear()
         self._sessions.clear()
+        if self._sending is not None:
+            self._sending.cancel()
         await asyncio.gather(*(index.close() for index in open_ones))
+        opening = self._opening
+        opened = opening is not None and opening.done() and not opening.cancelled()
+        if opening is not None and opened and opening.exception() is None:
+            await opening.result().cloud.close()
 
     async def _remote(self) -> Remote:
         """Open the cloud and check the credentials, once; a failure is tried anew by the next call."""
@@ -146,32 +181,94 @@ class MossClient:
             opening.done() and (opening.cancelled() or opening.exception() is not None)
         ):
             self._opening = opening = asyncio.get_running_loop().create_task(self._open())
-        return await asyncio.shield(opening)
+        remote = await asyncio.shield(opening)
+        if self._unchecked and not remote.outage.lasts:
+            await self._check_in(remote)
+        return remote
 
     async def _open(self) -> Remote:
-        cloud: Cloud = await in_worker(open_cloud, self._where)
-        project = await cloud.check_credentials(self._project_id, self._project_key)
-        return Remote(cloud, project, await in_worker(SegmentCache, self._cache_path))
+        remote = await self._far_side()
+        await self._check_in(remote)
+        return remote
+
+    async def _far_side(self) -> Remote:
+        """Put together where indexes live; the cloud is not asked."""
+        opened = partial(
+            open_cloud,
+            self._where,
+            keyring=self._keyring,
+            key=self._project_key,
+            authenticator=self._authenticator,
+        )
+        return Remote(
+            cloud=await in_worker(opened),
+            project=self._project_id or DEFAULT_PROJECT,
+            cache=await in_worker(SegmentCache, self._cache_path),
+            outbox=Outbox(self._journal_path / "~outbox"),
+            where=self._where,
+            on_received=self._on_received,
+        )
+
+    async def _check_in(self, remote: Remote) -> None:
+        """Check the credentials, and send what waits; put off while the cloud is away."""
+        try:
+            await remote.cloud.check_credentials(self._project_id, self._project_key)
+        except CloudUnavailableError as error:
+            # What is kept here can be used meanwhile; whatever is not kept raises by itself.
+            remote.outage.noticed()
+            self._unchecked = True
+            logger.warning("the cloud is away (%s): using what is kept here", error.code)
+            return
+        self._unchecked = False
+        if self._sending is None or self._sending.done():
+            sending = self._send_quietly(remote)
+            self._sending = asyncio.get_running_loop().create_task(sending)
+
+    async def _send_quietly(self, remote: Remote) -> None:
+        try:
+            for sent in await send_waiting(remote):
+                log = logger.info if sent.status == "pushed" else logger.warning
+                log("a push of %r that waited: %s", sent.index_name, sent.status)
+        except MossError as error:
+            logger.warning("the outbox cannot be sent (%s)", error.code)
 
     # --- sessions and calls ------------------------------------------------------------------------
 
-    async def session(self, index_name: str, model_id: str | None = None) -> SessionIndex:
+    async def session(
+        self,
+        index_name: str,
+        model_id: str | None = None,
+        *,
+        version: int | None = None,
+        ttl: timedelta | float | None = None,
+    ) -> SessionIndex:
         """Open a session: resumes the index of that name without embedding anew, or starts empty.
+
+        While the cloud is away, what was kept of the index here is opened, and is `stale` until the cloud
+        is back.
 
         Args:
             index_name: What `push_index` stores it under.
             model_id: `moss-minilm` (the default), `moss-mediumlm`, `custom`, or a model directory;
                 leave it out to use the stored index's.
+            version: An older version to open; `history` tells which there are. A push then conflicts with
+                what came after it.
+            ttl: The index's retention period, set by each push: so long after its last push it is
+                deleted. Seconds, or a timedelta; None leaves it as it is.
 
         Raises:
             AuthenticationError: If the credentials are wrong, or an authenticator was given.
+            IndexNotFoundError: If there is no such version (any more).
+            EncryptionKeyError: If the index is encrypted and its key was not given.
             ModelMismatchError: A `ValueError`, if the stored index belongs to another model.
             ModelNotFoundError: If there is no such model.
             CorruptDataError: If what is stored is damaged.
             CloudUnavailableError: If the cloud does not answer.
         """
         self._check_key_holder("session()")
-        session = await SessionIndex.open(await self._remote(), index_name, model_id)
+        session = await SessionIndex.open(
+            await self._remote(), index_name, model_id, version=version, ttl_s=_seconds(ttl)
+        )
         self._sessions.add(session)
         return session
 
@@ -195,6 +292,7 @@ class MossClient:
         deadline_ms: float = DEADLINE_MS,
         journal: bool = True,
         open_timeout_s: float | None = None,
+        ttl: timedelta | float | None = None,
     ) -> CallMemory:
         """Start or resume the memory of a call.
 
@@ -213,6 +311,7 @@ class MossClient:
                 does not answer, the call begins with nothing stored and without the knowledge that could
                 not be loaded; its push merges it with what is stored. Where None, the cloud is waited
                 for, and its failure is raised.
+            ttl: See `session`.
 
         Raises:
             IndexNotFoundError: If a knowledge index does not exist.
@@ -220,16 +319,18 @@ class MossClient:
             MossError: See `session`.
         """
         self._check_key_holder("call()")
+        ttl_s = _seconds(ttl)
         if isinstance(knowledge, str) or isinstance(focus, str):
             raise InvalidArgumentError("knowledge and focus: expected a list of names")
         if open_timeout_s is None:
             remote = await self._remote()
             session, *indexes = await asyncio.gather(
-                self.session(call_id, model_id), *(self._loaded_index(name) for name in knowledge)
+                self.session(call_id, model_id, ttl=ttl_s),
+                *(self._loaded_index(name) for name in knowledge),
             )
         else:
             remote, session, indexes = await self._opened_in_time(
-                call_id, model_id, knowledge, open_timeout_s
+                call_id, model_id, knowledge, open_timeout_s, ttl_s
             )
         book: Journal | None = None
         try:
@@ -262,7 +363,12 @@ class MossClient:
             raise
 
     async def _opened_in_time(
-        self, call_id: str, model_id: str | None, knowledge: Sequence[str], limit_s: float
+        self,
+        call_id: str,
+        model_id: str | None,
+        knowledge: Sequence[str],
+        limit_s: float,
+        ttl_s: int | None,
     ) -> tuple[Remote, SessionIndex, list[SessionIndex]]:
         """Open a call's indexes, those that the cloud gives in time."""
 
@@ -281,21 +387,19 @@ class MossClient:
         remote = await in_time(self._remote(), "its cloud")
         if remote is None:
             # Nothing is read or written here until the push, which finds out whether it may.
-            project = self._project_id or DEFAULT_PROJECT
-            cache = await in_worker(SegmentCache, self._cache_path)
-            remote = Remote(await in_worker(open_cloud, self._where), project, cache)
-            return remote, await SessionIndex.start(remote, call_id, model_id), []
+            remote = await self._far_side()
+            return remote, await SessionIndex.start(remote, call_id, model_id, ttl_s=ttl_s), []
         session, *found = await asyncio.gather(
-            in_time(self.session(call_id, model_id), "what is stored of it"),
+            in_time(self.session(call_id, model_id, ttl=ttl_s), "what is stored of it"),
             *(in_time(self._loaded_index(name), f"the knowledge {name!r}") for name in knowledge),
         )
         if session is None:
-            session = await SessionIndex.start(remote, call_id, model_id)
+            session = await SessionIndex.start(remote, call_id, model_id, ttl_s=ttl_s)
             self._sessions.add(session)
         return remote, session, [index for index in found if index is not None]
 
     async def recover(self, call_id: str | None = None) -> list[RecoveredCall]:
-        """Push the turns of calls whose process died or whose push failed, and clear their journals.
+        """Push the turns of calls whose process died or whose push failed, and pushes that wait.
 
         Calls that are alive, here or in another process, are left alone. Safe to run at any time.
 
@@ -303,61 +407,8 @@ class MossClient:
             call_id: Only this call's; an agent that takes up a call does so before it opens it.
         """
         remote = await self._remote()
-        found = await in_writer(find_journals, self._journal_path, remote.project)
-        if call_id is not None:
-            found = [
-                journal
-                for journal in found
-                if journal.header is not None and journal.header.index_name == call_id
-            ]
-        results = [await self._recover(journal.path, journal.header) for journal in found]
-        return [result for result in results if result is not None]
-
-    async def _recover(self, path: Path, header: Header | None) -> RecoveredCall | None:
-        name = header.index_name if header is not None else ""
-        if header is not None and header.cloud != self._where:
-            return RecoveredCall(name, 0, 0, "elsewhere", header.cloud or "the embedded cloud")
-        try:
-            journal, contents = await in_writer(Journal.open, path)
-        except JournalError as error:
-            # Another process has it in hand, or is done with it.
-            taken = error.errno in (errno.EAGAIN, errno.ENOENT)
-            return None if taken else RecoveredCall(name, 0, 0, "failed", str(error))
-        except MossError as error:
-            return RecoveredCall(name, 0, 0, "failed", str(error))
-        damaged = contents.damaged
-        turns = sum(isinstance(record, Put) for record in _last_words(contents))
-        try:
-            await self._push_journal(contents)
-            await in_writer(journal.clear)
-        except MossError as error:
-            return RecoveredCall(name, turns, damaged, "failed", f"{error.code}: {error}")
-        finally:
-            # Where it was not cleared it is kept; closing a cleared one does nothing.
-            await in_writer(journal.close)
-        return RecoveredCall(name, turns, damaged, "pushed")
-
-    async def _push_journal(self, contents: Contents) -> None:
-        records = _last_words(contents)
-        if not records:
-            return
-        async with await self.session(
-            contents.header.index_name, contents.header.model_id
-        ) as session:
-            for record in records:
-                if isinstance(record, Delete):
-                    await in_worker(
-                        partial(session.remove, [record.id], written_at=record.written_at_ms)
-                    )
-                    continue
-                doc = DocumentInfo(
-                    record.document["id"],
-                    record.document["text"],
-                    record.document.get("metadata"),
-                    None if record.embedding is None else tuple(record.embedding.tolist()),
-                )
-                await session.add_docs([doc], written_at=[record.written_at_ms])
-            await session.push_index(on_conflict="merge")
+        waiting = await send_waiting(remote, call_id)
+        return waiting + await recover_journals(remote, self._journal_path, call_id)
 
     # --- knowledge that is loaded ------------------------------------------------------------------
 
@@ -532,8 +583,16 @@ class MossClient:
         model_id: str | None = None,
         *,
         on_progress: Progress | None = None,
+        ttl: timedelta | float | None = None,
     ) -> MutationResult:
         """Embed documents here and store them as a new index.
+
+        Args:
+            name: The index's name.
+            docs: See `DocumentInfo`.
+            model_id: See `session`.
+            on_progress: Told how many of how many are embedded.
+            ttl: See `session`.
 
         Raises:
             IndexExistsError: If there is one of that name.
@@ -546,7 +605,8 @@ class MossClient:
                 f"index {name!r} exists with {head.doc_count} documents; add_docs adds to it,"
                 " delete_index removes it"
             )
-        async with await SessionIndex.open(remote, name, model_id) as session:
+        opening = SessionIndex.open(remote, name, model_id, ttl_s=_seconds(ttl))
+        async with await opening as session:
             await session.add_docs(docs, on_progress=on_progress)
             return _mutation(await session.push_index(on_conflict="error"))
 
@@ -565,7 +625,7 @@ class MossClient:
         """
         async with await self._stored(name) as session:
             await session.add_docs(docs, options, on_progress=on_progress)
-            return _mutation(await session.push_index(on_conflict="merge"))
+            return _mutation(await session.push_index(on_conflict="merge", if_unreachable="raise"))
 
     async def delete_docs(self, name: str, doc_ids: Sequence[str]) -> MutationResult:
         """Delete documents from a stored index; unknown ids are passed over.
@@ -575,7 +635,7 @@ class MossClient:
         """
         async with await self._stored(name) as session:
             await session.delete_docs(doc_ids)
-            return _mutation(await session.push_index(on_conflict="merge"))
+            return _mutation(await session.push_index(on_conflict="merge", if_unreachable="raise"))
 
     async def get_docs(
         self, name: str, options: GetDocumentsOptions | None = None
@@ -619,6 +679,148 @@ class MossClient:
         remote = await self._remote()
         await remote.cloud.delete_index(remote.project, name)
         await self.unload_index(name)
+
+    async def history(self, name: str) -> list[IndexVersion]:
+        """Tell about the versions of an index that are still kept, newest first.
+
+        Raises:
+            IndexNotFoundError: If the cloud has none of that name.
+        """
+        remote = await self._remote()
+        commits = await remote.cloud.history(remote.project, name)
+        if not commits:
+            raise IndexNotFoundError(
+                f"the cloud holds no index {name!r} in project {remote.project!r}"
+            )
+        newest = commits[-1].version
+        return [_version(commit, newest) for commit in reversed(commits)]
+
+    async def restore_index(self, name: str, version: int) -> IndexInfo:
+        """Make a new version of an index with the documents of an older one.
+
+        Raises:
+            IndexNotFoundError: If there is no such index, or that version is not kept any more.
+        """
+        remote = await self._remote()
+        return _info(await remote.cloud.restore(remote.project, name, version))
+
+    async def set_ttl(self, name: str, ttl: timedelta | float | None) -> IndexInfo:
+        """Set an index's retention period: so long after its last change it is deleted; None keeps it.
+
+        Raises:
+            IndexNotFoundError: If the cloud has none of that name.
+        """
+        remote = await self._remote()
+        return _info(await remote.cloud.set_ttl(remote.project, name, _seconds(ttl)))
+
+    async def collect_index(
+        self, name: str, *, grace: timedelta | float = GRACE_S, keep: int = KEEP_COMMITS
+    ) -> int:
+        """Remove what nobody can need any more: old versions, and segments that no version names.
+
+        A push of an index does it now and then by itself. What a push under way may be using is left.
+
+        Args:
+            name: The index's name; also one that was deleted.
+            grace: How old a version or segment must be to be removed, in seconds or as a timedelta; at
+                least an hour.
+            keep: How many versions are kept however old they are.
+
+        Returns:
+            How many objects were removed.
+        """
+        grace_s = _seconds(grace)
+        if grace_s is None or grace_s < FRESH_S or keep < 1:
+            raise InvalidArgumentError(
+                f"collect_index: expected a grace of {FRESH_S:g} seconds or more and 1 version or more to"
+                f" keep, got {grace} and {keep}"
+            )
+        remote = await self._remote()
+        return await remote.cloud.collect(remote.project, name, grace_s=grace_s, keep=keep)
+
+    async def encrypt_index(self, name: str) -> bool:
+        """Write an index anew, sealed with the current key, and remove all that is not.
+
+        For an index that was made without a key, or with an older one. Its older versions go.
+
+        Returns:
+            False where there was nothing to do.
+
+        Raises:
+            EncryptionKeyError: If the client has no key, or not the one that it is sealed with now.
+            IndexNotFoundError: If the cloud has none of that name.
+        """
+        await self.get_index(name)
+        remote = await self._remote()
+        return await remote.cloud.reseal(remote.project, name) is not None
+
+    async def forget(
+        self,
+        filter: Mapping[str, Any],  # noqa: A002 - as in QueryOptions
+        *,
+        index_names: Sequence[str] | None = None,
+        dry_run: bool = False,
+    ) -> list[Forgotten]:
+        """Delete every document whose metadata match, from all versions of all indexes.
+
+        Say, all that one caller ever said: `{"field": "caller_id", "condition": {"$eq": "c-17"}}`. What
+        waits here to be pushed is pushed first, so that nothing brings it back. Ask again to verify: what
+        is gone is not found, in no version, segment or leftover.
+
+        What it cannot reach: other machines' caches and journals, sessions that are open elsewhere (they
+        can merge, and not put back what they hold), and backups of the store. The ids of the documents
+        stay, among the tombstones.
+
+        Args:
+            filter: A metadata filter; see `moss_voice.filters`.
+            index_names: Where to look; in every index of the project where None.
+            dry_run: True only counts.
+
+        Returns:
+            What was found, per index that held some; see `Forgotten`.
+
+        Raises:
+            FilterError: If the filter is malformed, or empty: that would be everything.
+            EncryptionKeyError: If an index is encrypted and its key was not given.
+        """
+        condition = parse_filter(filter)
+        if condition is None or not condition.fields:
+            raise FilterError("filter: expected a condition; an empty one would forget everything")
+        remote = await self._remote()
+        if not dry_run:
+            left = [one for one in await self.recover() if one.status == "failed"]
+            if left:
+                raise CloudUnavailableError(
+                    f"{len(left)} pushes or journals that wait here could not be sent, and may hold what"
+                    " is to be forgotten; see `moss-voice recover`"
+                )
+        if index_names is None:
+            index_names = [head.index for head in await remote.cloud.list_indexes(remote.project)]
+
+        def matches(segment: Segment) -> npt.NDArray[np.bool_]:
+            told = (decode_document(line).metadata for line in segment.documents)
+            return np.fromiter((condition.matches(one) for one in told), np.bool_, len(segment))
+
+        results: list[Forgotten] = []
+        for name in dict.fromkeys(index_names):
+            before = await remote.cloud.history(remote.project, name)
+            found = await remote.cloud.forget(remote.project, name, matches, dry_run=dry_run)
+            if found is None or not (found.documents or found.older or found.pending):
+                continue
+            results.append(found)
+            if not dry_run:
+                await self._let_go(remote, before)
+                if name in self._loaded:
+                    await self._loaded[name].refresh()
+        return results
+
+    @staticmethod
+    async def _let_go(remote: Remote, versions: Sequence[Commit]) -> None:
+        """Remove what the local cache holds of versions."""
+        if remote.cache is not None:
+            names = {ref.sha256 for commit in versions for ref in commit.segments}
+            graphs = {key for commit in versions for key in graph_keys(commit)}
+            await in_worker(remote.cache.drop, names, graphs)
 
     # --- jobs --------------------------------------------------------------------------------------
 
@@ -664,21 +866,65 @@ def _info(commit: Commit) -> IndexInfo:
         created_at=commit.created_at,
         updated_at=commit.updated_at,
         model=commit.model_id,
+        ttl_s=commit.ttl_s,
+        encrypted=bool(commit.key_ids),
     )
 
 
-def _last_words(contents: Contents) -> list[Put | Delete]:
-    """Return the last record on each document that no push has covered, in the order of their times.
+def _version(commit: Commit, newest: int) -> IndexVersion:
+    kind: Literal["push", "restore", "replace", "upkeep"] = "push"
+    of = None
+    if commit.restored is not None:
+        kind, of = "restore", commit.restored
+    elif commit.changed < commit.version:
+        kind = "upkeep"
+    elif commit.replaced is not None:
+        kind, of = "replace", commit.replaced
+    return IndexVersion(
+        version=commit.version,
+        parent=commit.parent,
+        doc_count=commit.doc_count,
+        at=commit.updated_at,
+        kind=kind,
+        of=of,
+        segments=len(commit.segments),
+        size_bytes=sum(ref.size_bytes for ref in commit.segments),
+        current=commit.version == newest,
+    )
 
-    Not of their lines: what a push found noted and no turn yet is written again behind it.
+
+def _seconds(period: timedelta | float | None) -> int | None:
+    """Return a period in whole seconds, at least one.
+
+    Raises:
+        InvalidArgumentError: If it is not above 0, or no period.
     """
-    last: dict[str, Put | Delete] = {}
-    first_ms: dict[str, int] = {}
-    for record in contents.unpushed:
-        id_ = record.id if isinstance(record, Delete) else str(record.document["id"])
-        last[id_] = record
-        first_ms[id_] = min(record.written_at_ms, first_ms.get(id_, record.written_at_ms))
-    return [last[id_] for id_ in sorted(last, key=lambda id_: first_ms[id_])]
+    if period is None:
+        return None
+    seconds = period.total_seconds() if isinstance(period, timedelta) else period
+    if not isinstance(seconds, int | float) or not 0 < seconds < 1 << 40:
+        raise InvalidArgumentError(
+            "ttl or grace: expected seconds above 0, or a timedelta, got"
+            f" {period if isinstance(period, int | float) else type(period).__name__}"
+        )
+    return math.ceil(seconds)
+
+
+def _keyring(
+    keys: str | bytes | Sequence[str | bytes] | None, path: str | Path | None
+) -> Keyring | None:
+    if keys is not None and path is not None:
+        raise InvalidArgumentError("expected encryption_key or encryption_key_file, got both")
+    if keys is None and path is None:
+        # Of an environment that has both, the file is the safer place.
+        path = os.environ.get("MOSS_VOICE_ENCRYPTION_KEY_FILE") or None
+        given = os.environ.get("MOSS_VOICE_ENCRYPTION_KEY") or None
+        keys = given.replace(",", " ").split() if path is None and given is not None else None
+    if path is not None:
+        return Keyring.load(Path(path))
+    if keys is None:
+        return None
+    return Keyring([keys] if isinstance(keys, str | bytes) else keys)
 
 
 def _retrieved(task: asyncio.Future[Any]) -> None:

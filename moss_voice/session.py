@@ -8,36 +8,31 @@ A call that fails leaves the session as it was.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
+import random
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from moss_voice import ranking
-from moss_voice.cloud.cache import SegmentCache
-from moss_voice.cloud.log import (
-    Commit,
-    Segment,
-    SegmentRef,
-    decode_segment,
-    needs_compaction,
-    resolve,
-)
-from moss_voice.cloud.cloud import Cloud
+from moss_voice.cloud.cloud import Encoded
+from moss_voice.cloud.log import Commit, Segment, SegmentRef
+from moss_voice.cloud.outbox import Entry
 from moss_voice.embedding import Embedder
 from moss_voice.errors import (
-    CorruptDataError,
+    CloudUnavailableError,
     IndexNotFoundError,
     InvalidArgumentError,
     ModelMismatchError,
@@ -55,7 +50,6 @@ from moss_voice.index import (
     decode_document,
     encode_document,
 )
-from moss_voice.keywords import Postings
 from moss_voice.models import CUSTOM_MODEL as CUSTOM
 from moss_voice.models import DEFAULT_MODEL, MODEL_IDS, load_embedder
 from moss_voice.text import ANALYZER, term_ids
@@ -63,6 +57,7 @@ from moss_voice.types import (
     DocumentInfo,
     GetDocumentsOptions,
     JobStatusResponse,
+    MergedChanges,
     MutationOptions,
     OnConflict,
     PushIndexResult,
@@ -70,14 +65,22 @@ from moss_voice.types import (
     QueryResultDocumentInfo,
     SearchResult,
 )
+from moss_voice.versions import (
+    Remote,
+    Version,
+    fetch_version,
+    find_newest,
+    keep_newest,
+    read_graph,
+    read_segment,
+)
 from moss_voice.workers import in_worker, pool
 
 __all__ = [
+    "IfUnreachable",
     "Progress",
-    "Remote",
     "SessionIndex",
     "normalised",
-    "share_version",
 ]
 
 logger = logging.getLogger(__name__)
@@ -86,48 +89,37 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
+# Where the cloud does not take a push: keep it in the outbox, or raise.
+IfUnreachable = Literal["queue", "raise"]
 
 # How many texts are embedded per hop to the pool: others get a turn and progress is told in between.
 EMBED_CHUNK = 256
 # Background work (graphs) gives way to everything that answers a caller.
 _BACKGROUND_NICENESS = 10
-
-
-class Remote(NamedTuple):
-    """Where an index lives when nobody has it open."""
-
-    cloud: Cloud
-    project: str
-    cache: SegmentCache | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A version of an index, in memory.
-
-    Attributes:
-        clock: The newest time of any of its changes, in milliseconds.
-        tombstones: When each document that was deleted was, in milliseconds.
-        prefixes: What a stored graph of its first rows is called, and how many those are; longest first.
-    """
-
-    commit: Commit
-    index: Index
-    clock: int
-    tombstones: dict[str, int]
-    prefixes: tuple[tuple[str, int], ...]
+# How often a copy that was opened while the cloud was away is compared with the cloud, when it is read.
+_HEAL_S = 5.0
+# How long to wait before listening to a server again, at first and at most.
+_LISTEN_PAUSES_S = (0.5, 60.0)
 
 
 @dataclass(slots=True)
 class _Source:
-    """An index of the cloud that this session holds a copy of, and when to look for a newer one."""
+    """An index of the cloud that this session holds a copy of, and when to look for a newer one.
+
+    Attributes:
+        heals: True while the copy was made without the cloud.
+        missed: True where there was a newer one that unpushed edits kept out.
+    """
 
     name: str
     version: int
     interval_s: float | None
     next_look: float
     written_at: dict[str, int] = field(default_factory=dict)
+    heals: bool = False
+    missed: bool = False
     task: asyncio.Task[None] | None = None
+    listener: asyncio.Task[None] | None = None
 
 
 class _Delta(NamedTuple):
@@ -161,6 +153,7 @@ class SessionIndex:
         embedder: Embedder | None,
         remote: Remote,
         pinned: bool = True,
+        ttl_s: int | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start empty, from ready parts.
@@ -171,6 +164,7 @@ class SessionIndex:
             embedder: The model; None for `custom`.
             remote: Where to push and load.
             pinned: False where the model was not chosen, so that `load_index` may change it.
+            ttl_s: The index's retention period, set by each push; None leaves it as it is.
             now: Seconds on a clock that never goes back; when to look for newer versions.
         """
         self._name = name
@@ -178,7 +172,11 @@ class SessionIndex:
         self._embedder = embedder
         self._remote = remote
         self._pinned = pinned
+        self._ttl_s = ttl_s
         self._now = now
+        self._stale = False
+        # Where a push waits that the cloud did not take.
+        self._waiting: Path | None = None
         self._index = None if embedder is None else Index(embedder.dim)
         self._commit: Commit | None = None
         self._clock = 0
@@ -206,9 +204,13 @@ class SessionIndex:
         *,
         must_exist: bool = False,
         shared: bool = False,
+        version: int | None = None,
+        ttl_s: int | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Resume an index by name without embedding anything anew, or start it empty.
+
+        While the cloud is away, the version that was kept of it here is opened, and is `stale`.
 
         Args:
             remote: Where it is.
@@ -216,34 +218,44 @@ class SessionIndex:
             model_id: The embedding model's id; that of the stored index where None.
             must_exist: True refuses to start it empty.
             shared: True for one that is only read: see `share_version`.
+            version: An older version to open in place of the newest.
+            ttl_s: See `SessionIndex`.
             now: See `SessionIndex`.
 
         Raises:
-            IndexNotFoundError: If `must_exist` and the cloud has none of that name.
+            IndexNotFoundError: If `must_exist` and the cloud has none of that name, or not that version.
+            EncryptionKeyError: If it is encrypted and its key is not here.
             ModelMismatchError: A `ValueError`, if the stored index belongs to another model.
             ModelNotFoundError: If there is no such model.
             CorruptDataError: If what is stored is damaged.
-            CloudUnavailableError: If the cloud does not answer.
+            CloudUnavailableError: If the cloud does not answer and nothing is kept of the index here.
         """
-        head = await remote.cloud.read_head(remote.project, name)
-        if head is None or head.deleted:
+        if version is None:
+            head, stale = await find_newest(remote, name)
+        else:
+            head, stale = await _older(remote, name, version), False
+        if head is None:
             if must_exist:
                 raise IndexNotFoundError(
                     f"the cloud holds no index {name!r} in project {remote.project!r}"
                 )
-            return await cls.start(remote, name, model_id, now=now)
+            return await cls.start(remote, name, model_id, ttl_s=ttl_s, now=now)
         chosen = model_id if model_id is not None else head.model_id
         if chosen in MODEL_IDS:
             # Before it is loaded, which may mean a download.
             _check_model(name, head, chosen)
         embedder, loaded = await asyncio.gather(
-            in_worker(_embedder_of, chosen), _fetch(remote, head, shared=shared)
+            in_worker(_embedder_of, chosen), fetch_version(remote, head, shared=shared)
         )
         known_as = embedder.model_id if embedder else CUSTOM
         _check_model(name, head, known_as)
-        self = cls(name, model_id=known_as, embedder=embedder, remote=remote, now=now)
+        self = cls(name, model_id=known_as, embedder=embedder, remote=remote, ttl_s=ttl_s, now=now)
         self._index, self._commit, self._clock = loaded.index, head, loaded.clock
         self._tombstones = loaded.tombstones
+        if stale:
+            self._went_stale(name)
+        elif version is None:
+            await in_worker(keep_newest, remote, head)
         self._grow_graph(loaded.prefixes)
         return self
 
@@ -254,6 +266,7 @@ class SessionIndex:
         name: str,
         model_id: str | None = None,
         *,
+        ttl_s: int | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Start empty, whatever the cloud holds of that name: it is not asked.
@@ -268,11 +281,13 @@ class SessionIndex:
             embedder=embedder,
             remote=remote,
             pinned=model_id is not None,
+            ttl_s=ttl_s,
             now=now,
         )
 
     def __repr__(self) -> str:
         state = "closed" if self._closed.is_set() else f"{self.unpushed} unpushed"
+        state += ", stale" if self._stale else ""
         return f"<SessionIndex {self._name!r} {self.doc_count} docs, {state}>"
 
     async def __aenter__(self) -> Self:
@@ -315,6 +330,11 @@ class SessionIndex:
     def version(self) -> int:
         """The version in the cloud that this copy comes from; 0 before the first push."""
         return self._commit.version if self._commit is not None else 0
+
+    @property
+    def stale(self) -> bool:
+        """True while this copy was made without the cloud, and has not been compared with it since."""
+        return self._stale
 
     @property
     def unpushed(self) -> int:
@@ -644,7 +664,12 @@ class SessionIndex:
 
     # --- the cloud ---------------------------------------------------------------------------------
 
-    async def push_index(self, on_conflict: OnConflict = "replace") -> PushIndexResult:
+    async def push_index(
+        self,
+        on_conflict: OnConflict = "replace",
+        *,
+        if_unreachable: IfUnreachable = "queue",
+    ) -> PushIndexResult:
         """Store the session in the cloud under its name; uploads only what changed.
 
         Readers see the version before until the push is complete, and all of the new one after.
@@ -653,15 +678,26 @@ class SessionIndex:
             on_conflict: Where somebody else pushed since this copy was read: `replace` makes the cloud
                 hold what this session holds, `merge` keeps both (per document the newer write wins,
                 deletions included) and brings theirs into this session, `error` raises.
+            if_unreachable: Where the cloud does not answer: `queue` keeps the push in the outbox, from
+                which `moss-voice recover` or the next client sends it, merging, and returns with the
+                status `pending`; the session goes on as before, and a later push of its own takes the
+                place of that one. `raise` raises, as `error` always does.
 
         Raises:
-            ConflictError: Under `error`; has both versions.
-            CloudUnavailableError: If the cloud does not answer; the session keeps its edits unpushed.
+            ConflictError: Under `error`; has both versions. Under `replace`, where documents of this copy
+                were forgotten meanwhile.
+            CloudUnavailableError: If the cloud does not answer and the push cannot be kept; the session
+                keeps its edits unpushed.
+            EncryptionKeyError: If the index is encrypted and its key is not here.
             SessionClosedError: After `close`.
         """
         if on_conflict not in ("replace", "merge", "error"):
             raise InvalidArgumentError(
                 f"on_conflict: expected 'replace', 'merge' or 'error', got {on_conflict!r}"
+            )
+        if if_unreachable not in ("queue", "raise"):
+            raise InvalidArgumentError(
+                f"if_unreachable: expected 'queue' or 'raise', got {if_unreachable!r}"
             )
         async with self._pushing:
             self._check_open()
@@ -670,42 +706,108 @@ class SessionIndex:
                     f"index {self._name!r} of model 'custom' has no documents yet: nothing to push"
                 )
             delta = await in_worker(self._delta)
-            base = self._commit
-            pushed = await self._remote.cloud.push(
-                self._remote.project,
-                self._name,
-                base_version=base.version if base is not None else 0,
-                base_segments=base.segments if base is not None else (),
-                delta=delta.segment,
-                doc_count=delta.doc_count,
-                model_id=self._model_id,
-                dim=self._index.dim,
-                analyzer=ANALYZER,
-                on_conflict=on_conflict,
-                whole=self._whole,
-                load=self._read_segment,
-            )
-            merged = on_conflict == "merge" and pushed.merged_from is not None
-            loaded = await _fetch(self._remote, pushed.commit) if merged else None
-            await in_worker(self._pushed, pushed.commit, delta, loaded)
-            await self._report(pushed.commit)
-            await self._tidy(pushed.commit)
-            return PushIndexResult(
-                job_id=pushed.commit.job_id,
-                index_name=self._name,
-                doc_count=pushed.commit.doc_count,
-                status="completed",
-                version=pushed.commit.version,
-                uploaded_bytes=pushed.uploaded_bytes,
-                merged_from=pushed.merged_from,
-            )
+            encoded = await in_worker(self._encode, delta.segment)
+            try:
+                return await self._push(delta, encoded, on_conflict)
+            except CloudUnavailableError:
+                self._remote.outage.noticed()
+                outbox = self._remote.outbox
+                if outbox is None or if_unreachable == "raise" or on_conflict == "error":
+                    raise
+            return await in_worker(self._keep_push, delta, encoded)
+
+    def _encode(self, segment: Segment | None) -> Encoded | None:
+        if segment is None:
+            return None
+        return self._remote.cloud.encode(self._remote.project, self._name, segment)
+
+    async def _push(
+        self, delta: _Delta, encoded: Encoded | None, on_conflict: OnConflict
+    ) -> PushIndexResult:
+        assert self._index is not None  # noqa: S101 - checked by the caller
+        base, cache = self._commit, self._remote.cache
+        pushed = await self._remote.cloud.push(
+            self._remote.project,
+            self._name,
+            base_version=base.version if base is not None else 0,
+            base_segments=base.segments if base is not None else (),
+            delta=encoded,
+            doc_count=delta.doc_count,
+            model_id=self._model_id,
+            dim=self._index.dim,
+            analyzer=ANALYZER,
+            on_conflict=on_conflict,
+            ttl_s=self._ttl_s,
+            whole=self._whole,
+            load=self._read_segment,
+        )
+        if encoded is not None and cache is not None:
+            await in_worker(cache.put, encoded.ref, encoded.data)
+        merged = on_conflict == "merge" and pushed.merged_from is not None
+        loaded = await fetch_version(self._remote, pushed.commit) if merged else None
+        changes = await in_worker(self._pushed, pushed.commit, delta, loaded)
+        self._remote.outage.over()
+        self._resume_looking()
+        await in_worker(self._settle_push, pushed.commit)
+        await self._report(pushed.commit)
+        await self._tidy(pushed.commit)
+        return PushIndexResult(
+            job_id=pushed.commit.job_id,
+            index_name=self._name,
+            doc_count=pushed.commit.doc_count,
+            status="completed",
+            version=pushed.commit.version,
+            uploaded_bytes=pushed.uploaded_bytes,
+            merged_from=pushed.merged_from,
+            replaced=pushed.commit.replaced,
+            merged=changes,
+        )
+
+    def _settle_push(self, commit: Commit) -> None:
+        """Remember what was pushed, and forget what waited for it."""
+        keep_newest(self._remote, commit)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and self._remote.outbox is not None:
+            self._remote.outbox.drop(waiting)
+
+    def _keep_push(self, delta: _Delta, encoded: Encoded | None) -> PushIndexResult:
+        """Keep a push that the cloud did not take, in the place of an earlier one of this session."""
+        outbox = self._remote.outbox
+        assert outbox is not None and self._index is not None  # noqa: S101, PT018 - the caller looked
+        job_id = uuid.uuid4().hex
+        entry = Entry(
+            project_id=self._remote.project,
+            cloud=self._remote.where,
+            index_name=self._name,
+            model_id=self._model_id,
+            dim=self._index.dim,
+            analyzer=ANALYZER,
+            job_id=job_id,
+            created_at_ms=time.time_ns() // 10**6,
+            base_version=self.version,
+            segment=encoded.ref if encoded is not None else None,
+            ttl_s=self._ttl_s,
+        )
+        if self._waiting is None:
+            self._waiting = outbox.place_for(self._remote.project, self._name)
+        outbox.keep(self._waiting, entry, encoded.data if encoded is not None else b"")
+        logger.warning(
+            "index %r: the cloud is away; %d changes wait in the outbox", self._name, self.unpushed
+        )
+        return PushIndexResult(
+            job_id=job_id,
+            index_name=self._name,
+            doc_count=delta.doc_count,
+            status="pending",
+            version=self.version,
+        )
 
     async def _tidy(self, commit: Commit) -> None:
         """Join the cloud's small segments and remove what nobody needs, now and then.
 
         The base of this session stays valid: a compaction is no change of the documents.
         """
-        if not needs_compaction(commit):
+        if not self._remote.cloud.needs_compaction(commit):
             return
         cloud, project = self._remote.cloud, self._remote.project
         try:
@@ -758,21 +860,30 @@ class SessionIndex:
         )
 
     async def _read_segment(self, ref: SegmentRef) -> Segment:
-        return await _read_segment(self._remote, self._name, ref)
+        return await read_segment(self._remote, self._name, ref)
 
-    def _pushed(self, commit: Commit, delta: _Delta, loaded: _Loaded | None) -> None:
+    def _pushed(
+        self, commit: Commit, delta: _Delta, loaded: Version | None
+    ) -> MergedChanges | None:
         """Forget the edits that a push carried; those made meanwhile stay."""
+        changes: MergedChanges | None = None
         with self._write:
+            base = self.version
             self._commit = commit
+            self._stale = False
             self._unpushed = {i: at for i, at in self._unpushed.items() if at > delta.changes}
             stored = {i: at for i, (change, at) in self._deleted.items() if change <= delta.changes}
             self._deleted = {i: mark for i, mark in self._deleted.items() if i not in stored}
             self._tombstones |= stored
             self._edits -= delta.edits
             if loaded is not None:
+                before = self._index.written_at() if self._index is not None else {}
                 self._take_over(loaded)
+                assert self._index is not None  # noqa: S101 - just taken over
+                changes = _compared(before, self._index.written_at(), base, commit.parent)
         if loaded is not None:
             self._grow_graph(loaded.prefixes)
+        return changes
 
     async def load_index(
         self,
@@ -801,15 +912,15 @@ class SessionIndex:
                 "polling_interval_in_seconds: expected a number above 0,"
                 f" got {polling_interval_in_seconds}"
             )
-        head = await self._remote.cloud.read_head(self._remote.project, index_name)
-        if head is None or head.deleted:
+        head, stale = await find_newest(self._remote, index_name)
+        if head is None:
             raise IndexNotFoundError(
                 f"the cloud holds no index {index_name!r} in project {self._remote.project!r}"
             )
         if head.model_id != self._model_id:
             await self._adopt_model(head)
         self._check_fits(head)
-        loaded = await _fetch(self._remote, head)
+        loaded = await fetch_version(self._remote, head)
         source = _Source(
             index_name,
             head.version,
@@ -817,7 +928,16 @@ class SessionIndex:
             self._now() + polling_interval_in_seconds,
         )
         await in_worker(self._take_in, source, loaded)
+        before = self._sources.get(index_name)
+        if before is not None:
+            _stop(before)
         self._sources[index_name] = source
+        if stale:
+            self._went_stale(index_name)
+        else:
+            await in_worker(keep_newest, self._remote, head)
+        if auto_refresh:
+            self._listen_for(source)
         return head.doc_count
 
     async def _adopt_model(self, head: Commit) -> None:
@@ -842,7 +962,7 @@ class SessionIndex:
                 " session"
             )
 
-    def _take_in(self, source: _Source, loaded: _Loaded) -> None:
+    def _take_in(self, source: _Source, loaded: Version) -> None:
         """Bring a loaded version into this session: what changed in it since the version before."""
         with self._write:
             self._check_open()
@@ -866,7 +986,7 @@ class SessionIndex:
             source.written_at, source.version = written_at, loaded.commit.version
         self._grow_graph()
 
-    def _take_over(self, loaded: _Loaded) -> None:
+    def _take_over(self, loaded: Version) -> None:
         """Go over to a newer version of this session's own index, with its unpushed edits on top.
 
         Per document the newer write wins here as it will in the cloud: see `log.resolve`.
@@ -890,15 +1010,36 @@ class SessionIndex:
         self._clock = max(self._clock, loaded.clock)
 
     def watch(self, interval_s: float) -> None:
-        """Look for newer versions of this session's own index when it is read, every `interval_s`."""
-        self._sources[self._name] = _Source(
-            self._name, self.version, interval_s, self._now() + interval_s
-        )
+        """Look for newer versions of this session's own index when it is read, every `interval_s`.
+
+        A server tells of them as they are made; looking is then only what is fallen back on.
+        """
+        source = self._sources.get(self._name)
+        if source is None:
+            source = _Source(self._name, self.version, interval_s, self._now() + interval_s)
+            self._sources[self._name] = source
+        source.interval_s = interval_s
+        source.next_look = min(source.next_look, self._now() + interval_s)
+        self._listen_for(source)
 
     async def refresh(self) -> bool:
         """Bring in the newest version of this session's own index; tells whether there was a newer."""
         source = self._sources.get(self._name) or _Source(self._name, self.version, None, 0.0)
         return await self._refresh(source)
+
+    def _went_stale(self, name: str) -> None:
+        """Take note that a copy was made without the cloud, and compare them when it is back."""
+        self._stale = True
+        now = self._now()
+        source = self._sources.setdefault(name, _Source(name, self.version, None, now + _HEAL_S))
+        source.heals = True
+        source.next_look = min(source.next_look, now + _HEAL_S)
+
+    def _resume_looking(self) -> None:
+        """Look at once, at the next read, for what came while edits were not pushed."""
+        for source in self._sources.values():
+            if source.missed:
+                source.missed, source.next_look = False, self._now()
 
     def _look_for_newer(self) -> None:
         """Start the refreshes that are due; the read that comes now does not wait for them."""
@@ -906,10 +1047,44 @@ class SessionIndex:
             return
         now = self._now()
         for source in self._sources.values():
-            if source.interval_s is None or now < source.next_look or source.task is not None:
+            interval_s = _HEAL_S if source.heals else source.interval_s
+            if interval_s is None or now < source.next_look or source.task is not None:
                 continue
-            source.next_look = now + source.interval_s
+            source.next_look = now + interval_s
             source.task = asyncio.get_running_loop().create_task(self._refresh_quietly(source))
+
+    def _listen_for(self, source: _Source) -> None:
+        """Listen to the server, if there is one, for newer versions."""
+        if source.listener is None or source.listener.done():
+            listening = self._listen(source)
+            source.listener = asyncio.get_running_loop().create_task(listening)
+
+    async def _listen(self, source: _Source) -> None:
+        shortest_s, longest_s = _LISTEN_PAUSES_S
+        pause_s = shortest_s
+        while not self._closed.is_set():
+            versions = self._remote.cloud.log.watch(self._remote.project, source.name)
+            if versions is None:
+                return
+            try:
+                async for version in versions:
+                    pause_s = shortest_s
+                    known = self.version if source.name == self._name else source.version
+                    if version <= known:
+                        continue
+                    if self._edits:
+                        source.missed = True
+                    elif source.task is None:
+                        source.task = asyncio.current_task()
+                        await self._refresh_quietly(source)
+                    else:
+                        # One that is under way may have read what was before.
+                        source.next_look = self._now()
+            except MossError as error:
+                # Looking now and then goes on meanwhile.
+                logger.debug("index %r: the line is cut (%s)", source.name, error.code)
+            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - not a secret
+            pause_s = min(2 * pause_s, longest_s)
 
     async def _refresh_quietly(self, source: _Source) -> None:
         try:
@@ -922,17 +1097,26 @@ class SessionIndex:
 
     async def _refresh(self, source: _Source) -> bool:
         head = await self._remote.cloud.read_head(self._remote.project, source.name)
+        self._remote.outage.over()
         known = self.version if source.name == self._name else source.version
-        if head is None or head.deleted or head.version <= known:
+        if head is None or head.version <= known:
+            self._healed(source)
             return False
         self._check_fits(head)
-        loaded = await _fetch(self._remote, head)
+        loaded = await fetch_version(self._remote, head)
         if self._edits:
+            source.missed = True
             return False
         await in_worker(self._take_in, source, loaded)
+        await in_worker(keep_newest, self._remote, head)
+        self._healed(source)
         if source.name == self._name:
             self._grow_graph(loaded.prefixes)
         return True
+
+    def _healed(self, source: _Source) -> None:
+        source.heals = False
+        self._stale = any(other.heals for other in self._sources.values())
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -943,9 +1127,7 @@ class SessionIndex:
         self._closed.set()
         if self.unpushed:
             logger.info("session %r closed with %d unpushed changes", self._name, self.unpushed)
-        tasks = [source.task for source in self._sources.values() if source.task is not None]
-        for task in tasks:
-            task.cancel()
+        tasks = [task for source in self._sources.values() for task in _stop(source)]
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._graph_job is not None:
             # It looks at _closed every tenth of a second.
@@ -975,7 +1157,7 @@ class SessionIndex:
         cache = self._remote.cache
         try:
             if cache is not None:
-                _read_graph(index, prefixes, cache)
+                read_graph(index, prefixes, cache)
             if not index.wants_graph:
                 return
             _give_way()
@@ -1093,102 +1275,32 @@ def _batch(block: Block) -> Batch:
     return Batch(block.ids, block.documents, block.vectors, terms, block.written_at)
 
 
-async def _read_segment(remote: Remote, index_name: str, ref: SegmentRef) -> Segment:
-    data: bytes | memoryview | None = None
-    if remote.cache is not None:
-        data = await in_worker(remote.cache.get, ref)
-    if data is None:
-        data = await remote.cloud.fetch_segment(remote.project, index_name, ref)
-        if remote.cache is not None:
-            await in_worker(remote.cache.put, ref, data)
-            # From now on the rows stay in the file: processes share its pages.
-            data = await in_worker(remote.cache.get, ref) or data
-    return await in_worker(decode_segment, data)
+def _stop(source: _Source) -> list[asyncio.Task[None]]:
+    """Cancel what looks for newer versions, and return it."""
+    tasks = {task for task in (source.task, source.listener) if task is not None}
+    for task in tasks:
+        task.cancel()
+    return list(tasks)
 
 
-# Versions that were loaded before this process was forked, by what they are made of. Never written to.
-_shared: dict[tuple[str, ...], _Loaded] = {}
-
-
-def share_version(commit: Commit, cache: SegmentCache) -> bool:
-    """Load a version from the cache for every process that will be forked from this one.
-
-    They then read the same memory, graph included, where each would have held its own. Starts no thread
-    and opens no store, neither of which would survive a fork.
-
-    Returns:
-        False where the cache lacks a segment of it.
-
-    Raises:
-        CorruptDataError: If what is cached is damaged.
-    """
-    segments = []
-    for ref in commit.segments:
-        data = cache.get(ref)
-        if data is None:
-            return False
-        segments.append(decode_segment(data))
-    loaded = _restore(commit, segments)
-    _read_graph(loaded.index, loaded.prefixes, cache)
-    _shared[_content(commit)] = loaded
-    return True
-
-
-def _content(commit: Commit) -> tuple[str, ...]:
-    return (commit.model_id, *(ref.sha256 for ref in commit.segments))
-
-
-def _read_graph(index: Index, prefixes: Sequence[tuple[str, int]], cache: SegmentCache) -> None:
-    """Find the graph of the longest prefix in the cache, where one is wanted."""
-    for key, n_rows in prefixes:
-        if not index.wants_graph:
-            return
-        cache.read_graph(key, partial(index.load_graph, n_rows=n_rows))
-
-
-async def _fetch(remote: Remote, commit: Commit, *, shared: bool = False) -> _Loaded:
-    """Read a version of an index into memory; raises before anything is changed."""
-    loaded = _shared.get(_content(commit)) if shared else None
-    if loaded is not None:
-        return replace(loaded, commit=commit)
-    segments = await asyncio.gather(
-        *(_read_segment(remote, commit.index, ref) for ref in commit.segments)
-    )
-    return await in_worker(_restore, commit, segments)
-
-
-def _restore(commit: Commit, segments: Sequence[Segment]) -> _Loaded:
-    live, ordinals, tombstones, _ = resolve(segments)
-    blocks: list[Block] = []
-    clock = max(tombstones.values(), default=0)
-    prefixes: list[tuple[str, int]] = []
-    digest, n_rows = hashlib.sha256(), 0
-    for ref, segment, alive, places in zip(commit.segments, segments, live, ordinals, strict=True):
-        if (segment.model_id, segment.dim) != (commit.model_id, commit.dim):
-            raise CorruptDataError(
-                f"index {commit.index!r}: segment {ref.sha256[:12]} was made with another model"
-            )
-        clock = max(clock, int(segment.written_at.max(initial=0)), *segment.tombstones.values(), 0)
-        postings, lengths = segment.postings, segment.lengths
-        if segment.analyzer != ANALYZER:
-            terms = [term_ids(decode_document(line).text) for line in segment.documents]
-            postings = Postings.of(terms)
-            lengths = np.array([hashes.size for hashes in terms], np.int32)
-        postings.check(lengths)
-        blocks.append(
-            Block(
-                segment.ids,
-                segment.documents,
-                segment.vectors,
-                postings,
-                lengths,
-                segment.written_at,
-                alive,
-                places,
-            )
+async def _older(remote: Remote, name: str, version: int) -> Commit:
+    commit = await remote.cloud.read_commit(remote.project, name, version)
+    if commit is None or commit.deleted:
+        raise IndexNotFoundError(
+            f"index {name!r} has no version {version} (any more); `moss-voice index history` shows"
+            " what is kept"
         )
-        digest.update(ref.sha256.encode())
-        n_rows += len(segment)
-        prefixes.append((digest.hexdigest(), n_rows))
-    index = Index(commit.dim, blocks=blocks)
-    return _Loaded(commit, index, clock, tombstones, tuple(reversed(prefixes)))
+    return commit
+
+
+def _compared(
+    before: Mapping[str, int], after: Mapping[str, int], base: int, head: int
+) -> MergedChanges:
+    """Return what others have changed between two versions of a copy."""
+    return MergedChanges(
+        base_version=base,
+        head_version=head,
+        added=tuple(id_ for id_ in after if id_ not in before),
+        updated=tuple(id_ for id_, at in after.items() if before.get(id_, at) != at),
+        deleted=tuple(id_ for id_ in before if id_ not in after),
+    )

@@ -24,8 +24,10 @@ __all__ = [
     "GetDocumentsOptions",
     "Hit",
     "IndexInfo",
+    "IndexVersion",
     "JobStatus",
     "JobStatusResponse",
+    "MergedChanges",
     "Metadata",
     "MetadataValue",
     "MutationOptions",
@@ -142,14 +144,36 @@ class SearchResult:
 
 
 @plain(frozen=True, slots=True)
+class MergedChanges:
+    """What a merge brought in that others had pushed, by document ids.
+
+    Attributes:
+        base_version: The version that this copy was read from.
+        head_version: The version that it was merged with.
+        added: Documents that are new to this copy.
+        updated: Documents of which the others' write was newer.
+        deleted: Documents that the others deleted.
+    """
+
+    base_version: int
+    head_version: int
+    added: tuple[str, ...]
+    updated: tuple[str, ...]
+    deleted: tuple[str, ...]
+
+
+@plain(frozen=True, slots=True)
 class PushIndexResult:
     """What a push did.
 
     Attributes:
+        status: `completed`; `pending` where the cloud was away and the push waits in the outbox.
         version: The version of the index that the push made.
         uploaded_bytes: Bytes sent: new segments and the commit.
         merged_from: The version that somebody else had pushed meanwhile and that this push was merged
             with or replaced; None where nobody had.
+        replaced: The version whose changes this push discarded, under `replace`; None where none were.
+        merged: What a merge brought in; None where there was nothing to merge.
     """
 
     job_id: str
@@ -159,6 +183,8 @@ class PushIndexResult:
     version: int = 0
     uploaded_bytes: int = 0
     merged_from: int | None = None
+    replaced: int | None = None
+    merged: MergedChanges | None = None
 
 
 @plain(frozen=True, slots=True)
@@ -182,6 +208,37 @@ class IndexInfo:
     created_at: datetime
     updated_at: datetime
     model: str
+    ttl_s: int | None = None
+    encrypted: bool = False
+
+
+@plain(frozen=True, slots=True)
+class IndexVersion:
+    """A version of an index that is still kept.
+
+    Attributes:
+        version: Its number.
+        parent: The version it was made on.
+        doc_count: Its documents.
+        at: When it was made, for a version that changed documents; else when they last changed.
+        kind: `push`; `restore` (of the version `of`); `replace` (it discarded the version `of`);
+            `upkeep`: segments were joined, sealed or given another retention period, and no document
+            changed.
+        of: See `kind`.
+        segments: How many it is made of.
+        size_bytes: Of its segments.
+        current: True for the newest.
+    """
+
+    version: int
+    parent: int
+    doc_count: int
+    at: datetime
+    kind: Literal["push", "restore", "replace", "upkeep"]
+    of: int | None
+    segments: int
+    size_bytes: int
+    current: bool
 
 
 @plain(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from livekit.plugins.moss_voice.testing import ScriptedLLM
 from livekit.protocol import models
 
 from moss_voice import CallMemory
-from moss_voice import session as session_module
+from moss_voice import versions as versions_module
 from moss_voice.cloud.cloud import Cloud
 from moss_voice.session import SessionIndex
 
@@ -121,7 +121,7 @@ async def entrypoint(ctx: JobContext) -> None:
         **plan.get("attach", {}),
     )
     turns = memory.counters.turns
-    versions = session_module._shared.values()
+    versions = versions_module._shared.values()
     tell(
         room,
         "attached",

@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,11 +80,15 @@ def _make_bucket(server: S3Server) -> None:
             raise RuntimeError(f"the S3 server made no bucket: {answer.status} {answer.read()!r}")
 
 
-def _atomic(app: WSGIApplication) -> WSGIApplication:
+def _atomic(app: WSGIApplication, afterwards: Callable[[], None]) -> WSGIApplication:
     """Let one request at a time into the application, and only one that has come whole.
 
     moto looks whether a key is there and stores it in two steps. Connections still have a thread
     each, since a client may hold one open that it sends nothing on.
+
+    Args:
+        app: moto's S3.
+        afterwards: Called after each request, before the next one.
     """
     lock = threading.Lock()
 
@@ -102,12 +106,14 @@ def _atomic(app: WSGIApplication) -> WSGIApplication:
             finally:
                 if hasattr(answer, "close"):
                     answer.close()
+                afterwards()
 
     return call
 
 
 def _serve() -> None:
     """Print the port, then serve until standard input ends."""
+    from moto.core.model_instances import reset_model_data
     from moto.moto_server.werkzeug_app import create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -120,7 +126,8 @@ def _serve() -> None:
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
-    app = _atomic(create_backend_app("s3"))
+    # moto keeps every object that it ever made, for a reset, which a process of its own needs not.
+    app = _atomic(create_backend_app("s3"), reset_model_data)
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
     sys.stdout.write(f"{server.port}\n")
     sys.stdout.flush()

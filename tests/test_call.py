@@ -34,8 +34,9 @@ from moss_voice.errors import (
     SessionClosedError,
 )
 from moss_voice.models import load_embedder
-from moss_voice.session import Remote, SessionIndex
+from moss_voice.session import SessionIndex
 from moss_voice.types import CallContext, DocumentInfo, GetDocumentsOptions, Hit
+from moss_voice.versions import Remote
 
 F32 = npt.NDArray[np.float32]
 LONG_MS = 60_000.0

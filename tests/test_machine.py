@@ -23,8 +23,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from moss_voice.cloud.cloud import open_cloud
 from moss_voice.errors import ConflictError, IndexNotFoundError
-from moss_voice.session import Remote, SessionIndex
+from moss_voice.session import SessionIndex
 from moss_voice.types import DocumentInfo, GetDocumentsOptions, MutationOptions, QueryOptions
+from moss_voice.versions import Remote
 
 T = TypeVar("T")
 

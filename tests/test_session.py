@@ -21,8 +21,8 @@ import numpy.typing as npt
 import pytest
 
 from moss_voice.cloud.cache import SegmentCache
-from moss_voice.cloud.log import Commit, SegmentRef, decode_commit, decode_segment, encode_segment
 from moss_voice.cloud.cloud import Cloud, open_cloud
+from moss_voice.cloud.log import Commit, SegmentRef, decode_commit, decode_segment, encode_segment
 from moss_voice.embedding import Embedder
 from moss_voice.errors import (
     CloudUnavailableError,
@@ -37,13 +37,14 @@ from moss_voice.errors import (
     MossError,
     SessionClosedError,
 )
-from moss_voice.session import Remote, SessionIndex
+from moss_voice.session import SessionIndex
 from moss_voice.types import (
     DocumentInfo,
     GetDocumentsOptions,
     MutationOptions,
     QueryOptions,
 )
+from moss_voice.versions import Remote
 
 F32 = npt.NDArray[np.float32]
 HOUR_MS = 3_600_000

@@ -1007,7 +1007,10 @@ class CallMemory:
         # Turns that are heard from now on wait for it, and lie beyond the position.
         self._last_kept = caught_up = submit(self._catch_up, self._last_kept)
         position, covered = await _settled(caught_up)
-        result = await self.session.push_index(on_conflict="merge")
+        # The journal is the call's outbox; without one the session's stands in.
+        result = await self.session.push_index(
+            on_conflict="merge", if_unreachable="raise" if self._durable else "queue"
+        )
         if result.merged_from is not None:
             await in_worker(self._notice_others)
         if self._journal is not None and covered:

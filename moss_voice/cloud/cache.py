@@ -16,7 +16,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkstemp
@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 
 from filelock import FileLock, Timeout
 
-from moss_voice.cloud.log import SegmentRef
+from moss_voice.cloud.log import Commit, SegmentRef, decode_commit
 from moss_voice.errors import CorruptDataError
 
 __all__ = ["DEFAULT_MAX_BYTES", "SegmentCache"]
@@ -85,6 +85,13 @@ class SegmentCache:
             self._drop(path)
         return None
 
+    def holds(self, ref: SegmentRef) -> bool:
+        """Tell whether there is a file of a segment's name and size; it is checked when it is read."""
+        try:
+            return (self._segments / ref.sha256).stat().st_size == ref.size_bytes
+        except OSError:
+            return False
+
     def put(self, ref: SegmentRef, data: bytes | memoryview) -> None:
         """Keep a segment that was just fetched or pushed; whoever fetched it has checked its hash."""
         path = self._segments / ref.sha256
@@ -94,6 +101,45 @@ class SegmentCache:
             with self._writing(self._sum_of(path)) as temporary:
                 temporary.write_text(f"{zlib.crc32(data):08x}")
             self._evict(keep=path)
+
+    def drop(self, sha256s: Collection[str], graph_keys: Collection[str] = ()) -> None:
+        """Remove segments, and graphs by their keys, that nobody is to find here any more."""
+        for path in [self._segments / sha256 for sha256 in sha256s]:
+            with self._forgiving("remove", path):
+                self._drop(path)
+        for key in graph_keys:
+            for path in self._graph_files(key):
+                with self._forgiving("remove", path):
+                    self._drop(path)
+
+    def write_head(self, cloud: str, project: str, commit: Commit) -> None:
+        """Remember the newest commit of an index, for when its cloud is away.
+
+        Args:
+            cloud: The cloud's name.
+            project: The project in it.
+            commit: Of an index whose segments are here.
+        """
+        path = self._head_of(cloud, project, commit.index)
+        with self._forgiving("write", path), self._writing(path) as temporary:
+            temporary.write_bytes(commit.encode())
+
+    def read_head(self, cloud: str, project: str, index: str) -> Commit | None:
+        """Return the commit remembered, or None where there is none, or it is damaged."""
+        path = self._head_of(cloud, project, index)
+        with self._forgiving("read", path):
+            try:
+                commit = decode_commit(path.read_bytes())
+            except CorruptDataError:
+                logger.warning("dropping a cached commit that is damaged: %s", path.name)
+                path.unlink(missing_ok=True)
+                return None
+            return commit if commit.index == index else None
+        return None
+
+    def _head_of(self, cloud: str, project: str, index: str) -> Path:
+        name = hashlib.sha256(f"{cloud}\0{project}\0{index}".encode()).hexdigest()
+        return self.directory / "heads" / f"{name}.json"
 
     def read_graph(self, key: str, read: Callable[[Path], T]) -> T | None:
         """Return what `read` makes of the graph kept under a key, or None where there is none.

@@ -35,6 +35,7 @@ from moss_voice.keywords import Postings
 from moss_voice.types import JobStatusResponse, OnConflict
 
 __all__ = [
+    "Authenticator",
     "Cloud",
     "Encoded",
     "Forgotten",
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 Load = Callable[[SegmentRef], Awaitable[Segment]]
+# Returns a token for a moss-voice server; called again when one is refused.
+Authenticator = Callable[[], Awaitable[str]]
 # Told how many bytes of how many have come.
 Received = Callable[[int, int], None]
 
@@ -183,13 +186,30 @@ class Forgotten:
     pending: int = 0
 
 
-def open_cloud(where: str | Path | None = None, *, keyring: Keyring | None = None) -> Cloud:
-    """Open a cloud on objects. See `open_objects`; for a server see `MossClient`.
+def open_cloud(
+    where: str | Path | None = None,
+    *,
+    keyring: Keyring | None = None,
+    key: str | None = None,
+    authenticator: Authenticator | None = None,
+) -> Cloud:
+    """Open a cloud; a server is not asked yet.
+
+    Args:
+        where: `http(s)://...` for a moss-voice server; else see `open_objects`.
+        keyring: To seal and open with.
+        key: The project's key, for a server.
+        authenticator: Gives tokens in place of it.
 
     Raises:
         InvalidArgumentError: If the URL is of a kind that this version does not know.
         CloudUnavailableError: If the directory cannot be made.
     """
+    if isinstance(where, str) and where.startswith(("http://", "https://")):
+        # A tenth of a second of imports that other clouds can do without.
+        from moss_voice.cloud.http import HttpLog
+
+        return Cloud(HttpLog(where, key=key, authenticator=authenticator), keyring=keyring)
     return Cloud(ObjectLog(open_objects(where)), keyring=keyring)
 
 
@@ -222,13 +242,19 @@ class Cloud:
         Raises:
             CorruptDataError: If the newest commit is damaged, or was not made by a holder of its key.
         """
-        return self._checked(project, (await self.log.head(project, index)).alive)
+        return self.checked(project, (await self.log.head(project, index)).alive)
 
     async def read_commit(self, project: str, index: str, version: int) -> Commit | None:
         """Return one version of an index, or None where it was never made, is collected, or is over."""
-        return self._checked(project, await self.log.read_commit(project, index, version))
+        return self.checked(project, await self.log.read_commit(project, index, version))
 
-    def _checked(self, project: str, commit: Commit | None) -> Commit | None:
+    def checked(self, project: str, commit: Commit | None) -> Commit | None:
+        """Return a commit that a holder of its key has made; with no key here, any.
+
+        Raises:
+            EncryptionKeyError: If the index is encrypted and its key is not here.
+            CorruptDataError: If somebody else made it.
+        """
         if commit is not None and self.keyring is not None:
             self.keyring.check(commit, project=project)
         return commit
@@ -382,6 +408,7 @@ class Cloud:
         ttl_s: int | None = None,
         whole: Callable[[], Segment] | None = None,
         load: Load | None = None,
+        count: bool = False,
     ) -> Pushed:
         """Push what changed since the base, as the next version of the index.
 
@@ -405,6 +432,7 @@ class Cloud:
                 `replace` where the base's segments were collected or the index was deleted meanwhile.
             load: Reads a segment, say through a cache, to count documents after a merge; fetched from
                 the cloud where None.
+            count: True where the pusher does not know `doc_count`.
 
         Raises:
             ConflictError: If somebody else pushed meanwhile, under `error`; or always did, under the
@@ -416,7 +444,7 @@ class Cloud:
         newest = 0
         for attempt in range(PUSH_TRIES):
             head, newest = await self.log.head(project, index)
-            self._checked(project, head)
+            self.checked(project, head)
             moved = log.head_moved(head, base_version)
             if moved and on_conflict == "replace" and not await self._stands(project, head, base):
                 base = ()
@@ -442,7 +470,7 @@ class Cloud:
             merged_from = head.version if head is not None and moved else None
             if plan is head:
                 return Pushed(plan, 0, merged_from)
-            if moved and on_conflict == "merge":
+            if count or (moved and on_conflict == "merge"):
                 plan = replace(plan, doc_count=await self._count(project, plan, change, load))
             plan = self._signed(project, plan)
             # The segment before the commit, so that nobody sees half a push.
@@ -612,7 +640,7 @@ class Cloud:
         """
         for attempt in range(PUSH_TRIES):
             head, newest = await self.log.head(project, index)
-            self._checked(project, head)
+            self.checked(project, head)
             old = await self.read_commit(project, index, version)
             if head is None or head.deleted or old is None or old.deleted or version < head.purged:
                 raise IndexNotFoundError(
@@ -656,7 +684,7 @@ class Cloud:
             raise InvalidArgumentError(f"ttl: expected seconds, 1 or more, got {ttl_s}")
         for attempt in range(PUSH_TRIES):
             head, newest = await self.log.head(project, index)
-            self._checked(project, head)
+            self.checked(project, head)
             if head is None or head.deleted:
                 raise IndexNotFoundError(f"there is no index {index!r} in {self.name}")
             if head.ttl_s == ttl_s:
@@ -710,7 +738,7 @@ class Cloud:
         """
         for attempt in range(PUSH_TRIES):
             head, newest = await self.log.head(project, index)
-            self._checked(project, head)
+            self.checked(project, head)
             if head is None or head.deleted:
                 return None
             versions = [head, *await self.log.history(project, index)]
