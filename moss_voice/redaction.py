@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
 from typing import Final, Literal, NamedTuple, get_args
@@ -79,15 +79,14 @@ _NATO: Final = {
     )
 }
 
-# Whoever has fewer than three of these has no six digits.
-_DIGIT_LIKE: Final = re.compile(
-    r"\d|\b(?:"
-    + "|".join(sorted({*_UNITS, *_TEENS, *_TENS, *_OHS, *_REPEATS, *_MAGNITUDES}))
-    + r")\b",
-    re.IGNORECASE,
-)
-_AT_LIKE: Final = re.compile(r"[@\uff20]|\bat\b", re.IGNORECASE)
-_DOT_LIKE: Final = re.compile(r"\bdot|\bperiod\b|\bpoint\b|\.\s?\w|\bcom\b", re.IGNORECASE)
+_NUMERIC: Final = frozenset({*_UNITS, *_TEENS, *_TENS, *_OHS, *_REPEATS, *_MAGNITUDES})
+# The most digits that a word adds to a number.
+_WEIGHTS: Final = {
+    **dict.fromkeys((*_UNITS, *_OHS), 1),
+    **dict.fromkeys((*_TEENS, *_TENS, "hundred"), 2),
+    **dict.fromkeys((*_REPEATS, "thousand"), 3),
+}
+_DIGIT_LIKE: Final = re.compile(r"\d|[^\W\d_]+")
 
 # Dates, times, prices and addresses of machines are read whole, so that their digits join no run. No
 # alternative can be read in two ways over more than a few characters, so matching stays linear.
@@ -95,22 +94,24 @@ _OCTET: Final = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 _DAY: Final = r"(?:0?[1-9]|[12]\d|3[01])"
 _TOKEN: Final = re.compile(
     rf"""
-      (?P<mark>\[(?:card\ number|email|phone\ number|id\ number)\])
-    | (?P<amount>
-        [$\u20ac\u00a3\u00a5\u20b9]\s?\d+(?:,\d{{3}})*(?:\.\d+)?
-      | (?<![\d:])\d{{1,2}}(?::\d{{2}}){{1,2}}(?![:\d])
-      | (?<!\d)(?<!\d[-/.])(?:
-            (?:19|20)\d\d(?P<_ymd>[-/.]){_DAY}(?P=_ymd){_DAY}
-          | {_DAY}(?P<_dmy>[-/.]){_DAY}(?P=_dmy)(?:\d{{4}}|\d{{2}})
-        )(?![-/.]?\d)
-      | (?<![\d.]){_OCTET}(?:\.{_OCTET}){{3}}(?!\.?\d)
-      | (?<![\d,])\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?(?!\d|,\d)
-      | (?<![\d.])\d+\.\d{{1,2}}(?!\d|[.-]\d)
-      | \d+(?:\.\d+)?\s?%
+      (?P<word>[^\W\d_]+(?:['\u2019][^\W\d_]+)*)
+    | (?=[\d\[@\uff20$\u20ac\u00a3\u00a5\u20b9])(?:
+        (?P<mark>\[(?:card\ number|email|phone\ number|id\ number)\])
+      | (?P<amount>
+            [$\u20ac\u00a3\u00a5\u20b9]\s?\d+(?:,\d{{3}})*(?:\.\d+)?
+          | (?<![\d:])\d{{1,2}}(?::\d{{2}}){{1,2}}(?![:\d])
+          | (?<!\d)(?<!\d[-/.])(?:
+                (?:19|20)\d\d(?P<_ymd>[-/.]){_DAY}(?P=_ymd){_DAY}
+              | {_DAY}(?P<_dmy>[-/.]){_DAY}(?P=_dmy)(?:\d{{4}}|\d{{2}})
+            )(?![-/.]?\d)
+          | (?<![\d.]){_OCTET}(?:\.{_OCTET}){{3}}(?!\.?\d)
+          | (?<![\d,])\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?(?!\d|,\d)
+          | (?<![\d.])\d+\.\d{{1,2}}(?!\d|[.-]\d)
+          | \d+(?:\.\d+)?\s?%
+        )
+      | (?P<number>\d+)
+      | (?P<at>[@\uff20])
       )
-    | (?P<number>\d+)
-    | (?P<word>[^\W\d_]+(?:['\u2019][^\W\d_]+)*)
-    | (?P<at>[@\uff20])
     """,
     re.VERBOSE,
 )
@@ -206,6 +207,7 @@ class _Reader:
         self._text = text
         self._raw = _lex(text)
         self._read: list[_Item] = []
+        self._has_plus = "+" in text or any(item.value == "plus" for item in self._raw)
 
     def items(self) -> list[_Item]:
         """Return words and numbers in order. O(length of the text)."""
@@ -213,6 +215,10 @@ class _Reader:
         at = 0
         while at < len(raw):
             item = raw[at]
+            if item.kind == "word" and len(item.value) > 1 and item.value not in _NUMERIC:
+                self._read.append(item)
+                at += 1
+                continue
             number = self._number(at)
             if number is not None:
                 digits, after = number
@@ -221,7 +227,8 @@ class _Reader:
                 self._read.append(
                     _Item(item.start, raw[after - 1].end, kind, digits, item.gap, spoken)
                 )
-                self._mark_plus(self._read[-1])
+                if self._has_plus:
+                    self._mark_plus(self._read[-1])
             else:
                 after = self._spelling(at)
                 self._read.append(item)
@@ -254,6 +261,8 @@ class _Reader:
         if item.kind != "word":
             return None
         word = item.value
+        if word in _UNITS and self._value(at + 1) not in _MAGNITUDES:
+            return _UNITS[word], at + 1
         if word in _REPEATS:
             return self._repeated(at)
         if word in _OHS:
@@ -450,6 +459,8 @@ _TWO_LETTERS: Final = _set(
     " um up us we"
 )
 
+_INSURANCE: Final = _set("insurance nino ni")
+
 
 class _Piece(NamedTuple):
     """What an item adds to a code that is spelled."""
@@ -500,37 +511,43 @@ def _code_at(
 
 
 def _codes(text: str, items: Sequence[_Item]) -> Iterator[tuple[int, int]]:
-    """Yield the items, from and to, of each id that has letters in it."""
-    pieces: list[_Piece] = []
-    heard: list[str] = []
-    for at in range(len(items) + 1):
-        item = items[at] if at < len(items) else None
-        if item is not None and item.gap < _Gap.BREAK and item.value in _BRIDGES:
+    """Yield the items, from and to, of each id that has letters in it. O(items)."""
+    done = 0
+    for at, item in enumerate(items):
+        if at < done or item.kind not in {"number", "amount"}:
             continue
-        spelled = _spelled(text, items, at) if item is not None else ""
-        if spelled and item is not None and (item.gap < _Gap.BREAK or not pieces):
-            pieces.append(_Piece(at, spelled))
+        first, after = at, at + 1
+        while first > done and items[first].gap < _Gap.BREAK and _is_part(text, items, first - 1):
+            first -= 1
+        while after < len(items) and items[after].gap < _Gap.BREAK and _is_part(text, items, after):
+            after += 1
+        done = after
+        if all(item.kind == "number" for item in items[first:after]):
             continue
-        if len(pieces) > 1 or (pieces and len(pieces[0].text) > 6):
-            insured = not {"insurance", "nino", "ni"}.isdisjoint(heard[-8:])
-            yield from _codes_in(text, items, pieces, insured=insured)
-        pieces = [_Piece(at, spelled)] if spelled else []
-        if item is not None and item.kind == "word":
-            heard.append(item.value)
+        pieces = [
+            _Piece(place, spelled)
+            for place in range(first, after)
+            if items[place].value not in _BRIDGES and (spelled := _spelled(text, items, place))
+        ]
+        heard = [item.value for item in items[max(0, first - 8) : first]]
+        yield from _codes_in(text, items, pieces, heard)
+
+
+def _is_part(text: str, items: Sequence[_Item], at: int) -> bool:
+    return items[at].value in _BRIDGES or _spelled(text, items, at) != ""
 
 
 def _codes_in(
-    text: str, items: Sequence[_Item], pieces: Sequence[_Piece], *, insured: bool
+    text: str, items: Sequence[_Item], pieces: Sequence[_Piece], heard: Sequence[str]
 ) -> Iterator[tuple[int, int]]:
-    if all(piece.text.isdigit() for piece in pieces):
+    spelled = "".join(piece.text for piece in pieces)
+    if len(spelled) < 8 or spelled.isdigit():
         return
+    insured = not _INSURANCE.isdisjoint(heard)
     first = 0
     while first < len(pieces):
-        digits_before = first > 0 and pieces[first - 1].text[-1].isdigit()
-        digits_here = pieces[first].text[0].isdigit()
-        after = 0
-        if not (digits_before and digits_here):
-            after = _code_at(text, items, pieces, first, insured=insured)
+        inside = first > 0 and (pieces[first - 1].text[-1] + pieces[first].text[0]).isdigit()
+        after = 0 if inside else _code_at(text, items, pieces, first, insured=insured)
         if after:
             yield pieces[first].at, pieces[after - 1].at + 1
         first = after or first + 1
@@ -569,6 +586,8 @@ _NO_NAMES: Final = _set(
     " booked stay staying live living available arrive up out down over back again everything all"
     " call calls phone text him's let's one's website site page online store dot"
 )
+_DOTTED: Final = _DOTS | _COMMON_ENDS | _set("dotcom dotnet dotorg")
+_FULL_STOP: Final = re.compile(r"\.\w")
 _ARTICLES: Final = _set("a an the my your our this that")
 _POINTING: Final = _set("is it's its it to that's as be was yes yeah sure okay ok uh um so and")
 _EMAIL_SPACE: Final = " \t\n\r\u00a0()[]{}<>,"
@@ -831,7 +850,7 @@ _CUE_PAIRS: Final[dict[tuple[str, str], _Cue]] = {
 }
 # Whose number is said, where "number" alone tells that it is a phone's.
 _WHOSE: Final = _set(
-    "my your our his her their the a that this is best home work office daytime direct contact"
+    "my your our his her their the is best home work office daytime direct contact"
     " another other new old same good me at on"
 )
 _ID_OF: Final = _set("my your his her their the an is government photo state citizen personal")
@@ -860,7 +879,7 @@ class _Context:
         self._age += 1
         # "my number's" is "my number is".
         word = word.removesuffix("'s")
-        cue = _CUE_PAIRS.get((before, word)) or _CUES.get(word)
+        cue = _CUES.get(word) or _CUE_PAIRS.get((before, word))
         if cue:
             self._cue, self._age = cue, 0
         elif word in {"number", "numbers", "no"}:
@@ -937,9 +956,18 @@ class _Stretch:
     edge: _Edge
     cue: _Cue
     first: bool
-    plus: bool
-    values: tuple[str, ...]
-    code: bool
+    numbers: Sequence[_Item]
+    text: str
+
+    @property
+    def plus(self) -> bool:
+        """Whether this is written as an international number."""
+        return self.numbers[0].plus
+
+    @property
+    def code(self) -> bool:
+        """Whether letters or a path stick to this."""
+        return _is_code(self.text, self.numbers[0].start, self.numbers[-1].end)
 
     @property
     def paused(self) -> bool:
@@ -952,16 +980,23 @@ class _Stretch:
         years = len(self.digits) % 4 == 0 and all(
             self.digits[at : at + 2] in {"19", "20"} for at in range(0, len(self.digits), 4)
         )
-        if years or len(self.values) < 4:
+        if years or len(self.numbers) < 4:
             return years
-        if any(len(value) > 1 and value[0] == "0" for value in self.values):
+        if any(len(number.value) > 1 and number.value[0] == "0" for number in self.numbers):
             return False
-        counted = [int(value) for value in self.values]
+        counted = [int(number.value) for number in self.numbers]
         steps = {after - before for before, after in pairwise(counted)}
         return len(steps) == 1 and steps != {0}
 
 
-# A rank tells how strong the evidence is; where stretches overlap the strongest is replaced.
+# A rank tells how strong the evidence is: of the stretches that begin at one number the strongest is
+# replaced, and of equals the longest.
+_CHANCE: Final = 30
+
+
+def _is_chance_card(digits: str) -> bool:
+    """Tell a card among digits that go on before or after, where many pass by chance."""
+    return len(digits) in {15, 16} and _NETWORK.fullmatch(digits) is not None and _luhn(digits)
 
 
 def _card_rank(stretch: _Stretch) -> int:
@@ -971,12 +1006,7 @@ def _card_rank(stretch: _Stretch) -> int:
         return 0
     sure = stretch.edge == _Edge.SURE
     if 13 <= size <= 19 and digits[0] != "0" and _luhn(digits) and not stretch.counts:
-        if not _NETWORK.fullmatch(digits):
-            return 62 * sure
-        if stretch.edge > _Edge.INSIDE:
-            return 80
-        # Among many digits read out one by one some pass by chance.
-        return 30 * (size in {15, 16})
+        return 80 if _NETWORK.fullmatch(digits) else 62 * sure
     read_out = stretch.spoken or (stretch.shape in _WRITTEN_CARD and not stretch.paused)
     if sure and read_out and _MISSPOKEN.fullmatch(digits):
         # One digit said or heard wrong.
@@ -1068,104 +1098,116 @@ class _Found(NamedTuple):
     kind: Kind
 
 
-@dataclass(slots=True)
 class _Run:
-    """Numbers that follow each other with nothing but joints between them.
+    """Numbers that follow each other with nothing but joints between them."""
 
-    Attributes:
-        gaps: Before each number the distance to the one before; the first has no meaning.
-    """
+    def __init__(self, text: str, first: int) -> None:
+        self.first = first
+        """Which item of the turn begins the run."""
+        self.size = 0
+        """How many digits there are."""
+        self._text = text
+        self._numbers: list[_Item] = []
+        self._gaps: list[_Gap] = []
+        self._loose: list[bool] = []
+        self._edges: list[_Edge] = []
 
-    text: str
-    numbers: list[_Item] = field(default_factory=list)
-    gaps: list[_Gap] = field(default_factory=list)
+    def append(self, number: _Item, gap: _Gap) -> None:
+        """Add a number at a distance from the one before."""
+        loose = bool(
+            self._numbers and gap <= _Gap.FILLER and number.loose and self._numbers[-1].loose
+        )
+        if not self._numbers or gap >= _Gap.COMMA:
+            edge = _Edge.SURE
+        else:
+            edge = _Edge.INSIDE if loose or gap == _Gap.HYPHEN else _Edge.GROUP
+        self._numbers.append(number)
+        self._gaps.append(gap)
+        self._loose.append(loose)
+        self._edges.append(edge)
+        self.size += len(number.value)
 
     def found(self, context: _Context, *, bare: bool) -> Iterator[_Found]:
         """Yield what the run holds, from left to right. O(numbers)."""
         first = 0
-        fresh = True
-        while first < len(self.numbers):
-            last, kind = self._strongest(first, context.cue, fresh=fresh, bare=bare)
-            fresh = last >= 0
+        edge = _Edge.SURE
+        left = self.size
+        while left >= _FEWEST_DIGITS:
+            last, kind = self._strongest(first, edge, context.cue, bare=bare)
             if kind is None:
-                first += 1
-                continue
-            yield self._place(first, last, kind)
-            context.spend()
+                last = first
+            else:
+                yield self._place(first, last, kind)
+                context.spend()
+            left -= sum(len(number.value) for number in self._numbers[first : last + 1])
             first = last + 1
+            edge = self._edge(first) if kind is None else _Edge.SURE
+
+    def _edge(self, at: int) -> _Edge:
+        """Return how sure a number begins, or one before it ends, at a place."""
+        return self._edges[at] if at < len(self._edges) else _Edge.SURE
 
     def _strongest(
-        self, first: int, cue: _Cue, *, fresh: bool, bare: bool
+        self, first: int, begins: _Edge, cue: _Cue, *, bare: bool
     ) -> tuple[int, Kind | None]:
         """Return where the best-evidenced number that begins at a place ends, and its kind."""
         best, best_last, best_kind = 0, -1, None
         digits = ""
-        for last in range(first, len(self.numbers)):
-            digits += self.numbers[last].value
-            if len(digits) > _MOST_DIGITS:
+        for last in range(first, len(self._numbers)):
+            digits += self._numbers[last].value
+            size = len(digits)
+            if size > _MOST_DIGITS:
                 break
-            if len(digits) < _FEWEST_DIGITS:
+            if size < _FEWEST_DIGITS:
                 continue
-            edge = min(self._edge(first, fresh=fresh), self._edge(last + 1))
-            if edge == _Edge.INSIDE and len(digits) not in {15, 16}:
-                continue
-            stretch = self._stretch(first, last, digits, edge, cue)
-            for rank, kind in _ranks(stretch, bare=bare):
+            edge = min(begins, self._edge(last + 1))
+            if edge > _Edge.INSIDE:
+                ranks = _ranks(self._stretch(first, last, digits, edge, cue), bare=bare)
+            else:
+                ranks = [(_CHANCE * _is_chance_card(digits), "card")]
+            for rank, kind in ranks:
                 if rank and rank >= best:
                     best, best_last, best_kind = rank, last, kind
         return best_last, best_kind
 
-    def _edge(self, at: int, *, fresh: bool = False) -> _Edge:
-        """Return how sure a number begins before the one at a place."""
-        if at == 0 or at == len(self.numbers) or fresh or self.gaps[at] >= _Gap.COMMA:
-            return _Edge.SURE
-        if self.gaps[at] == _Gap.HYPHEN or self._is_loose(at):
-            return _Edge.INSIDE
-        return _Edge.GROUP
-
-    def _is_loose(self, at: int) -> bool:
-        """Whether nothing parts a number from the one before: both are said digit by digit."""
-        return (
-            self.gaps[at] <= _Gap.FILLER and self.numbers[at].loose and self.numbers[at - 1].loose
-        )
-
     def _stretch(self, first: int, last: int, digits: str, edge: _Edge, cue: _Cue) -> _Stretch:
-        numbers = self.numbers[first : last + 1]
+        numbers = self._numbers[first : last + 1]
         shape: list[int] = []
-        for at, number in enumerate(numbers, first):
-            if at > first and self._is_loose(at):
+        for number, loose in zip(numbers, self._loose[first : last + 1], strict=True):
+            if loose and shape:
                 shape[-1] += len(number.value)
             else:
                 shape.append(len(number.value))
-        inner = self.gaps[first + 1 : last + 1]
+        inner = self._gaps[first + 1 : last + 1]
         return _Stretch(
             digits=digits,
             shape=tuple(shape),
             widest=max(inner, default=_Gap.SPACE),
-            hyphened=bool(inner) and all(gap == _Gap.HYPHEN for gap in inner),
+            hyphened=bool(inner) and min(inner) == max(inner) == _Gap.HYPHEN,
             spoken=all(number.loose for number in numbers),
             edge=edge,
             cue=cue,
             first=first == 0,
-            plus=numbers[0].plus,
-            values=tuple(number.value for number in numbers),
-            code=_is_code(self.text, numbers[0].start, numbers[-1].end),
+            numbers=numbers,
+            text=self._text,
         )
 
     def _place(self, first: int, last: int, kind: Kind) -> _Found:
-        start, end = self.numbers[first].start, self.numbers[last].end
-        if start and self.text[start - 1] == "(" and ")" in self.text[start:end]:
+        start, end = self._numbers[first].start, self._numbers[last].end
+        if start and self._text[start - 1] == "(" and ")" in self._text[start:end]:
             start -= 1
         return _Found(start, end, kind)
 
 
-def _ranks(stretch: _Stretch, *, bare: bool) -> Iterator[tuple[int, Kind]]:
-    if stretch.edge > _Edge.INSIDE:
-        yield _phone_rank(stretch), "phone"
-        yield _id_rank(stretch), "national_id"
-    yield _card_rank(stretch), "card"
+def _ranks(stretch: _Stretch, *, bare: bool) -> list[tuple[int, Kind]]:
+    ranks: list[tuple[int, Kind]] = [
+        (_phone_rank(stretch), "phone"),
+        (_id_rank(stretch), "national_id"),
+        (_card_rank(stretch), "card"),
+    ]
     if bare and len(stretch.digits) == 9 and stretch.shape != (5, 4):
-        yield 20 * (_is_ssn(stretch.digits) and not stretch.counts), "national_id"
+        ranks.append((20 * (_is_ssn(stretch.digits) and not stretch.counts), "national_id"))
+    return ranks
 
 
 def _is_code(text: str, start: int, end: int) -> bool:
@@ -1181,32 +1223,41 @@ def _is_code(text: str, start: int, end: int) -> bool:
     return len(after) == 2 and after[0] in _DASHES and after[1].isalpha()
 
 
+def _runs(text: str, items: Sequence[_Item]) -> Iterator[_Run]:
+    """Yield each run of numbers of a turn."""
+    run: _Run | None = None
+    gap = _Gap.BREAK
+    for at, item in enumerate(items):
+        if item.kind == "number":
+            gap = max(gap, item.gap)
+            if run is None or gap == _Gap.BREAK or item.plus:
+                if run is not None:
+                    yield run
+                run = _Run(text, at)
+            run.append(item, gap)
+            gap = _Gap.SPACE
+        elif run is not None:
+            gap = max(gap, item.gap, _BRIDGES.get(item.value, _Gap.BREAK))
+            if gap == _Gap.BREAK:
+                yield run
+                run = None
+    if run is not None:
+        yield run
+
+
 def _numbers(text: str, items: Sequence[_Item]) -> Iterator[_Found]:
     """Yield the cards, phones and ids among the numbers of a turn, in order."""
     context = _Context()
-    run = _Run(text)
-    gap = _Gap.BREAK
-    bare = _is_bare(items)
-    for item in items:
-        gap = max(gap, item.gap)
-        if item.kind == "number":
-            if gap == _Gap.BREAK or item.plus:
-                yield from run.found(context, bare=bare)
-                run = _Run(text)
-            run.numbers.append(item)
-            run.gaps.append(gap)
-            gap = _Gap.SPACE
-        elif item.value in _BRIDGES:
-            gap = max(gap, _BRIDGES[item.value])
-        else:
-            yield from run.found(context, bare=bare)
-            run = _Run(text)
-            gap = _Gap.BREAK
-            if item.kind == "word":
-                context.hear(item.value)
-            elif item.kind == "mark":
-                context.spend()
-    yield from run.found(context, bare=bare)
+    heard = 0
+    for run in _runs(text, items):
+        if run.size >= _FEWEST_DIGITS:
+            for item in items[heard : run.first]:
+                if item.kind == "mark":
+                    context.spend()
+                elif item.kind == "word" and item.value not in _BRIDGES:
+                    context.hear(item.value)
+            heard = run.first
+            yield from run.found(context, bare=_is_bare(items))
 
 
 def _is_bare(items: Sequence[_Item]) -> bool:
@@ -1223,13 +1274,16 @@ def _is_bare(items: Sequence[_Item]) -> bool:
 # --- The whole -----------------------------------------------------------------------------------
 
 
-def _may_have_email(text: str) -> bool:
-    return _AT_LIKE.search(text) is not None and _DOT_LIKE.search(text) is not None
+def _has_numbers(words: Sequence[str]) -> bool:
+    """Whether a text may have six digits in it."""
+    if _NUMERIC.isdisjoint(words) and not any(map(str.isdecimal, words)):
+        return False
+    return sum(_WEIGHTS.get(word, 0) or word.isdecimal() for word in words) > 5
 
 
-def _may_have_number(text: str) -> bool:
-    found = _DIGIT_LIKE.finditer(text)
-    return all(next(found, None) is not None for _ in range(3))
+def _has_address(text: str, words: Sequence[str]) -> bool:
+    sign = "@" in text or "\uff20" in text or "at" in words
+    return sign and (not _DOTTED.isdisjoint(words) or _FULL_STOP.search(text) is not None)
 
 
 def _marked(
@@ -1249,8 +1303,9 @@ def _marked(
 
 
 def _find(text: str, kinds: frozenset[Kind]) -> list[_Found]:
-    email = "email" in kinds and _may_have_email(text)
-    number = _may_have_number(text)
+    words = _DIGIT_LIKE.findall(text.lower())
+    email = "email" in kinds and _has_address(text, words)
+    number = _has_numbers(words)
     if not (email or number):
         return []
     found: list[_Found] = []

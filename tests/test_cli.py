@@ -419,7 +419,8 @@ def test_damaged_data_is_told(files: Path, tmp_path: Path) -> None:
     run("--cloud", tmp_path, "index", "create", "help", files / "opening.txt")
     (segment,) = (path for path in tmp_path.rglob("segments/*") if path.is_file())
     segment.write_bytes(segment.read_bytes()[:-1] + b"\x00")
-    told = run("--cloud", tmp_path, "index", "export", "help", code=1)
+    elsewhere = ("--cloud", tmp_path, "--cache", tmp_path / "cache")
+    told = run(*elsewhere, "index", "export", "help", code=1)
     assert told.startswith("error: ")
     assert "hint: the stored bytes were changed" in told
 

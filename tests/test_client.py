@@ -646,7 +646,8 @@ async def test_no_error_and_no_log_tells_what_was_said(
     await fails(CorruptDataError, lambda: nobody.session("calls"))
     root.rename(tmp_path / "away")
     root.write_text("no directory")
-    await fails(CloudUnavailableError, session.push_index)
+    await fails(CloudUnavailableError, lambda: session.push_index(if_unreachable="raise"))
+    assert (await session.push_index()).status == "pending"
     await fails(MossError, lambda: client.add_docs("calls", [good]))
     await client.close()
     await fails(SessionClosedError, lambda: session.add_docs([good]))

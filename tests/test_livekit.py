@@ -768,10 +768,13 @@ async def test_a_slow_recall_is_not_waited_for(client: MossClient) -> None:
     await session.aclose()
 
 
+@pytest.mark.parametrize(("cache", "turns"), [("another machine's", 2), ("cache", 4)])
 async def test_the_call_begins_while_its_cloud_is_away(
-    client: MossClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: MossClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str, turns: int
 ) -> None:
-    """An agent whose cloud does not answer serves its caller; the push merges when it is back."""
+    """An agent whose cloud does not answer serves its caller, knowing what this machine has kept of the
+    call; the push merges when it is back.
+    """
     session = typed_session(ScriptedLLM(says("noted")))
     await attach(session, client)
     await session.start(Agent(instructions=""))
@@ -781,7 +784,9 @@ async def test_the_call_begins_while_its_cloud_is_away(
     async def away(*_: object, **__: object) -> Any:
         raise CloudUnavailableError("away")
 
-    async with make_client(tmp_path) as other:
+    async with MossClient(
+        cloud=tmp_path / "cloud", cache_path=tmp_path / cache, journal_path=tmp_path / "journal"
+    ) as other:
         session = typed_session(ScriptedLLM(says("noted")))
         with monkeypatch.context() as patch:
             patch.setattr("moss_voice.cloud.cloud.Cloud.read_head", away)
@@ -789,7 +794,7 @@ async def test_the_call_begins_while_its_cloud_is_away(
         await session.start(Agent(instructions=""))
         await session.run(user_input="the cellar code is 1234")
         await session.aclose()
-        assert memory.counters.turns == 2
+        assert memory.counters.turns == turns
         said = [text for _, text in told(await stored(other))]
     assert said == ["the gate code is 8842", "noted", "the cellar code is 1234", "noted"]
 

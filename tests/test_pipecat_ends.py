@@ -11,6 +11,7 @@ import gc
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -612,10 +613,11 @@ async def test_a_store_that_is_down_at_the_end_costs_nothing(
 
 
 async def test_a_store_that_is_down_at_the_beginning_costs_nothing(
-    client: MossClient, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    client: MossClient, stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The pipeline starts without its call's past; the push at its end merges the two."""
+    """Where nothing is kept the pipeline starts without its call's past; the push merges the two."""
     await has_a_call(client)
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
 
     async def away(*_: object, **__: object) -> Any:
         raise CloudUnavailableError("away")

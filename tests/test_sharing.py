@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 SERVER = """
 import asyncio, json, os, sys, threading
 from pathlib import Path
-from moss_voice import MossClient, session
+from moss_voice import MossClient, versions as versions_module
 from moss_voice.types import QueryOptions
 
 base, names = Path(sys.argv[1]), sys.argv[2].split(",")
@@ -40,7 +40,7 @@ async def serve():
         index = mine._loaded["large"]
         await index.settled()
         found = await mine.query("large", "", QueryOptions(embedding=[1.0, 2.0, 3.0, 4.0], alpha=1.0))
-        versions = [version.index for version in session._shared.values()]
+        versions = [version.index for version in versions_module._shared.values()]
         return {
             "ids": [doc.id for doc in found.docs],
             "shared": any(index._index is version for version in versions),

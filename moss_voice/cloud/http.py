@@ -66,12 +66,13 @@ _REMEMBERED: Final = 1024
 _PART_BYTES: Final = 1 << 18
 # A download that got this much further may fail as often again.
 _PROGRESS_BYTES: Final = 1 << 20
-# More is no answer of ours: an error, a document of JSON, a line of events.
+# More is no answer of ours: an error, a document of JSON, an event.
 _MAX_ERROR_BYTES: Final = 1 << 16
 _MAX_JSON_BYTES: Final = 1 << 27
-_MAX_LINE_BYTES: Final = 1 << 16
+_MAX_EVENT_BYTES: Final = 1 << 16
 # JSON above this is read in a thread: it would hold up the event loop.
 _LARGE_JSON_BYTES: Final = 1 << 16
+_LARGE_SEGMENT_BYTES: Final = 1 << 23
 _MAX_MESSAGE: Final = 300
 _FIRST_PAUSE_S: Final = 0.2
 
@@ -116,7 +117,7 @@ class Timeouts:
         read_s: From one part of an answer to the next.
         write_s: From one part of a request to the next.
         pool_s: To wait for others' calls, where too many are under way.
-        slow_s: In place of `read_s`, where the server goes through a whole index.
+        slow_s: In place of `read_s`, where the server goes through a whole index or stores a large segment.
         silence_s: On the line that tells of new versions; the server says something every 15 s.
     """
 
@@ -141,7 +142,7 @@ class HttpLog:
         *,
         key: str | None = None,
         authenticator: Authenticator | None = None,
-        timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+        timeouts: Timeouts = Timeouts(),
         retries: int = 3,
         retry_budget_s: float = 10.0,
         on_sent: Sent | None = None,
@@ -172,11 +173,8 @@ class HttpLog:
         self._authenticator = authenticator
         self._token: str | None = None
         self._timeouts = timeouts
-        self._retries = retries
-        self._retry_budget_s = retry_budget_s
+        self._patience = _Patience(retries, retry_budget_s, sleep, clock)
         self._on_sent = on_sent
-        self._sleep = sleep
-        self._clock = clock
         self._heads: dict[tuple[str, str], tuple[str, Head]] = {}
         # By event loop. Not weak: connections refer to their loop, and would keep it alive all the same.
         self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
@@ -235,7 +233,7 @@ class HttpLog:
         answer = await self._ask("GET", path, headers=headers, expected=_SUCCESS | {304})
         if answer.status == 304:
             if known is None:
-                raise CloudUnavailableError(f"{self.name}: told of no change where nothing was known")
+                raise self._stranger("304 to a question that allowed none")
             return known
         fields = await self._json(answer)
         commit, newest = fields.get("commit"), fields.get("newest")
@@ -332,6 +330,8 @@ class HttpLog:
             headers={"Content-Type": "application/octet-stream", "Content-Length": str(len(data))},
             # Made anew for each try.
             content=lambda: self._parts(memoryview(data)),
+            # The server stores it somewhere, too, before it answers.
+            read_s=self._timeouts.slow_s if len(data) > _LARGE_SEGMENT_BYTES else None,
         )
         return True
 
@@ -359,7 +359,7 @@ class HttpLog:
     async def delete_segment(self, project: str, index: str, sha256: str) -> bool:
         """Remove a segment that has lain about unnamed for an hour; tells whether it is gone."""
         answer = await self._find("DELETE", _segment_path(project, index, sha256))
-        if answer is None:
+        if answer is None or answer.status == 204:
             return True
         gone = (await self._json(answer)).get("gone")
         if not isinstance(gone, bool):
@@ -440,29 +440,24 @@ class HttpLog:
             path,
             headers={"Accept": "text/event-stream"},
             read_s=self._timeouts.silence_s,
-            missing=True,
             watches=True,
         )
+        stream = EventStream()
         try:
             async with self._opened(call) as answer:
-                if answer is None:
-                    self._tells = False
-                    return
-                if not answer.headers.get("Content-Type", "").startswith("text/event-stream"):
-                    raise CloudUnavailableError(
-                        f"{self.name} answered a watch with something else than events; is it a"
-                        " moss-voice server?"
-                    )
-                stream = EventStream()
+                assert answer is not None  # noqa: S101 - only where `missing`
+                kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+                if kind != "text/event-stream":
+                    raise self._stranger("other things than events")
                 async for part in answer.aiter_bytes():
                     for event, data in stream.feed(part):
                         if event == "version":
                             yield _version_of(data)
-        except _Failure as failure:
-            if failure.status in (405, 501):
+        except _FailedError as failure:
+            if failure.status in (405, 501) or failure.code == "not_found":
                 self._tells = False
-                return
-            raise failure.error from failure.__cause__
+            elif failure.status != 404:
+                raise failure.error from failure.__cause__
 
     # --- one call ----------------------------------------------------------------------------------
 
@@ -488,7 +483,7 @@ class HttpLog:
         return await self._answered(_Call(method, path, read_s=read_s, missing=True))
 
     async def _answered(self, call: _Call) -> _Answer | None:
-        tries = _Tries(self)
+        tries = _Tries(self._patience)
         while True:
             try:
                 async with self._opened(call) as response:
@@ -498,14 +493,14 @@ class HttpLog:
                 # A deletion may have been done by the try whose answer was lost.
                 gone = call.method == "DELETE" and tries.may_have_arrived
                 return _Answer(204, httpx.Headers(), b"") if gone else None
-            except _Failure as failure:
+            except _FailedError as failure:
                 await tries.wait_after(failure)
 
     async def _download(self, path: str) -> AsyncGenerator[bytes]:
         """Yield nothing once the first answer is there, then the parts; ends at once where there is none."""
         done = counted = 0
         begun = False
-        tries = _Tries(self)
+        tries = _Tries(self._patience)
         while True:
             headers = {"Range": f"bytes={done}-"} if done else {}
             # 416: all had come but the end of the answer.
@@ -535,15 +530,15 @@ class HttpLog:
                         done += len(new)
                         if new:
                             yield new
-                return
-            except _Failure as failure:
+                    return
+            except _FailedError as failure:
                 if done - counted >= _PROGRESS_BYTES:
-                    tries, counted = _Tries(self), done
+                    tries, counted = _Tries(self._patience), done
                 await tries.wait_after(failure)
 
     def _check_range(self, answer: httpx.Response, start: int) -> None:
         if not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            raise CloudUnavailableError(f"{self.name} answered with another part than was asked for")
+            raise self._stranger("another part than was asked for")
 
     async def _stat(self, path: str) -> _Stat | None:
         answer = await self._find("HEAD", path)
@@ -558,9 +553,7 @@ class HttpLog:
         if at is None or at.tzinfo is None:
             at = _http_date(answer.headers.get("Last-Modified"))
         if at is None:
-            raise CloudUnavailableError(
-                f"{self.name} does not tell when a segment was stored; is it a moss-voice server?"
-            )
+            raise self._stranger("no time at which a segment was stored")
         return _Stat(at, now)
 
     # --- one try -----------------------------------------------------------------------------------
@@ -574,7 +567,7 @@ class HttpLog:
             takes that for an answer.
 
         Raises:
-            _Failure: Whatever else came, also in the middle of the body.
+            _FailedError: Whatever else came, also in the middle of the body.
         """
         refused: str | None = None
         with self._translated():
@@ -629,18 +622,15 @@ class HttpLog:
         for other in list(self._lines):
             if other.is_closed():
                 self._lines.pop(other, None)
-        # It reads files, for longer than an event loop should wait.
-        trust = await asyncio.to_thread(httpx.create_ssl_context)
-        line = self._lines.get(loop)
-        if line is None:
-            line = self._lines[loop] = _Line(trust)
+        # It reads files and imports, for longer than an event loop should wait.
+        made = await asyncio.to_thread(_Line)
+        line = self._lines.setdefault(loop, made)
+        if line is made:
             line.keeper = self._kept(loop, line)
             await anext(line.keeper)
         return line
 
-    async def _kept(
-        self, loop: asyncio.AbstractEventLoop, line: _Line
-    ) -> AsyncGenerator[None]:
+    async def _kept(self, loop: asyncio.AbstractEventLoop, line: _Line) -> AsyncGenerator[None]:
         """Close a loop's connections at the end of this generator: of which the loop itself sees to it.
 
         `asyncio.run` ends the generators that were begun in its loop; so what was not closed is closed.
@@ -685,16 +675,18 @@ class HttpLog:
         """Turn what httpx raises into a failure, once, here."""
         try:
             yield
+        except MossError:
+            raise  # some are OSErrors
         except httpx.TimeoutException as error:
             unavailable = CloudUnavailableError(self._too_slow(error))
             before = isinstance(error, httpx.ConnectTimeout | httpx.PoolTimeout)
-            raise _Failure(unavailable, again=True, arrived=not before) from error
+            raise _FailedError(unavailable, again=True, arrived=not before) from error
         except (httpx.RequestError, OSError) as error:
             unavailable = CloudUnavailableError(f"could not reach {self.name}: {_reason(error)}")
             again = not isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol)
             again = again and _cause(error, ssl.SSLCertVerificationError) is None
             before = isinstance(error, httpx.ConnectError | httpx.ProxyError)
-            raise _Failure(unavailable, again=again, arrived=not before) from error
+            raise _FailedError(unavailable, again=again, arrived=not before) from error
 
     def _too_slow(self, error: httpx.TimeoutException) -> str:
         times = self._timeouts
@@ -707,7 +699,7 @@ class HttpLog:
         limits = error.request.extensions.get("timeout", {})
         return f"{self.name} did not answer within {limits.get('read', times.read_s):g} s"
 
-    async def _failure(self, response: httpx.Response, call: _Call) -> _Failure | None:
+    async def _failure(self, response: httpx.Response, call: _Call) -> _FailedError | None:
         """Return what an answer that was not expected means; None where it says that nothing is there."""
         status = response.status_code
         code, said = _told(await _body(response, _MAX_ERROR_BYTES, cut=True))
@@ -717,7 +709,7 @@ class HttpLog:
         wait_s = _retry_after_s(response)
         error = self._error(status, code, said, response, wait_s)
         again = status in _PASSING and isinstance(error, CloudUnavailableError)
-        return _Failure(error, again=again, status=status, after_s=wait_s or 0.0)
+        return _FailedError(error, again=again, status=status, code=code, after_s=wait_s or 0.0)
 
     def _error(
         self,
@@ -742,9 +734,7 @@ class HttpLog:
                 f"{self.name} answered {status}: it is elsewhere{_elsewhere(response)}; give that URL,"
                 " since the key is not sent to where a server points"
             )
-        if status == 404 and not said:
-            told = f"{told} as no moss-voice server does; is the URL right?"
-        return CloudUnavailableError(told)
+        return self._stranger("404") if status == 404 and not said else CloudUnavailableError(told)
 
     def _refusal(self) -> str:
         if self._authenticator is not None:
@@ -758,11 +748,13 @@ class HttpLog:
 
     def _check_is_json(self, answer: _Answer) -> None:
         if answer.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
-            # Of a gate to the network, say, that answers for everybody.
-            raise CloudUnavailableError(
-                f"{self.name} answered {answer.status} with something else than JSON; is it a"
-                " moss-voice server?"
-            )
+            raise self._stranger("something else than JSON")
+
+    def _stranger(self, what: str) -> CloudUnavailableError:
+        """Return the error for an answer of a gate to the network, say, that answers for everybody."""
+        return CloudUnavailableError(
+            f"{self.name} answered with {what}, as no moss-voice server does; is the URL right?"
+        )
 
     async def _json(self, answer: _Answer) -> dict[str, Any]:
         self._check_is_json(answer)
@@ -790,7 +782,8 @@ class _Line:
 
     keeper: AsyncGenerator[None]
 
-    def __init__(self, trust: ssl.SSLContext) -> None:
+    def __init__(self) -> None:
+        trust = httpx.create_ssl_context()
         # Idle ones go before a router forgets them.
         limits = httpx.Limits(
             max_connections=64, max_keepalive_connections=16, keepalive_expiry=30.0
@@ -843,13 +836,14 @@ class _Stat(NamedTuple):
     now: datetime
 
 
-class _Failure(Exception):
-    """A try that failed.
+class _FailedError(Exception):
+    """A try that failed; never leaves this module.
 
     Attributes:
         error: What the caller is told if it was the last.
         again: Whether another try may go better.
         status: Of the answer; 0 where there was none.
+        code: Of the error that it told of, if it was one of ours.
         after_s: How long the server wants to be left alone.
         arrived: Whether the server may have done what was asked.
     """
@@ -860,6 +854,7 @@ class _Failure(Exception):
         *,
         again: bool,
         status: int = 0,
+        code: str = "",
         after_s: float = 0.0,
         arrived: bool = True,
     ) -> None:
@@ -867,35 +862,45 @@ class _Failure(Exception):
         self.error = error
         self.again = again
         self.status = status
+        self.code = code
         self.after_s = after_s
         self.arrived = arrived
 
 
-class _Tries:
-    """How often a call has been tried, and when it is tried again."""
+class _Patience(NamedTuple):
+    """How often and how long a call is tried."""
 
-    def __init__(self, owner: HttpLog) -> None:
-        self._owner = owner
-        self._started = owner._clock()  # noqa: SLF001 - a part of it
+    retries: int
+    budget_s: float
+    sleep: Callable[[float], Awaitable[None]]
+    clock: Callable[[], float]
+
+
+class _Tries:
+    """The tries of one call.
+
+    Attributes:
+        may_have_arrived: Whether one of those that failed may have done what was asked.
+    """
+
+    def __init__(self, patience: _Patience) -> None:
+        self._patience = patience
+        self._started = patience.clock()
         self._failed = 0
         self.may_have_arrived = False
 
-    async def wait_after(self, failure: _Failure) -> None:
+    async def wait_after(self, failure: _FailedError) -> None:
         """Wait for the next try, for a random time that grows; raises the error where there is none."""
-        owner = self._owner
+        retries, budget_s, sleep, clock = self._patience
         self._failed += 1
         self.may_have_arrived |= failure.arrived
         # Full jitter: those who failed together do not come again together.
         longest_s = _FIRST_PAUSE_S * 2 ** (self._failed - 1)
         pause_s = failure.after_s + secrets.SystemRandom().uniform(0.0, longest_s)
-        spent_s = owner._clock() - self._started  # noqa: SLF001 - a part of it
-        if (
-            not failure.again
-            or self._failed > owner._retries  # noqa: SLF001 - a part of it
-            or spent_s + pause_s > owner._retry_budget_s  # noqa: SLF001 - a part of it
-        ):
+        in_time = clock() - self._started + pause_s <= budget_s
+        if not failure.again or self._failed > retries or not in_time:
             raise failure.error from failure.__cause__
-        await owner._sleep(pause_s)  # noqa: SLF001 - a part of it
+        await sleep(pause_s)
 
 
 class EventStream:
@@ -906,8 +911,8 @@ class EventStream:
         self._event = ""
         self._data: list[str] = []
 
-    def feed(self, part: bytes) -> Iterator[tuple[str, str]]:
-        """Yield the events that are complete: their types and data. Comments and ids are passed over.
+    def feed(self, part: bytes) -> list[tuple[str, str]]:
+        """Return the events that are complete now: their types and data. Comments are passed over.
 
         Raises:
             CloudUnavailableError: If a line goes on for longer than any of ours.
@@ -917,21 +922,22 @@ class EventStream:
         held = text[-1:] == b"\r"
         lines = re.split(rb"\r\n|\n|\r", text[:-1] if held else text)
         self._rest = lines.pop() + (b"\r" if held else b"")
-        if len(self._rest) > _MAX_LINE_BYTES or sum(map(len, self._data)) > _MAX_LINE_BYTES:
-            raise CloudUnavailableError("the server's events are longer than a moss-voice server's")
+        events = []
         for raw in lines:
             line = raw.decode("utf-8", "replace").removeprefix("\ufeff")
-            if not line:
-                if self._data:
-                    yield self._event or "message", "\n".join(self._data)
-                self._event, self._data = "", []
-                continue
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
             if name == "event":
                 self._event = value
             elif name == "data":
                 self._data.append(value)
+            elif not line:
+                if self._data:
+                    events.append((self._event or "message", "\n".join(self._data)))
+                self._event, self._data = "", []
+        if len(self._rest) + sum(len(line) + 1 for line in self._data) > _MAX_EVENT_BYTES:
+            raise CloudUnavailableError("the server's events are longer than a moss-voice server's")
+        return events
 
 
 # --- paths -----------------------------------------------------------------------------------------
@@ -962,8 +968,10 @@ def _checked_url(url: str) -> str:
 
 
 def _component(name: str) -> str:
-    """Return a name as one component of a path: what is not unreserved is percent-encoded, and so are
-    dots that stand alone, which would mean a folder."""
+    """Return a name as one component of a path: all but what is unreserved is percent-encoded.
+
+    So are dots that stand alone, which would mean a folder.
+    """
     return name.replace(".", "%2E") if name in (".", "..") else quote(name, safe="")
 
 

@@ -25,26 +25,38 @@ from urllib.request import url2pathname
 import obstore
 import obstore.store
 import platformdirs
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
 from obstore.store import LocalStore, MemoryStore, ObjectStore
 
-from moss_voice.errors import CloudUnavailableError, InvalidArgumentError
+from moss_voice.errors import AuthenticationError, CloudUnavailableError, InvalidArgumentError
 
 __all__ = ["OBJECT_STORES", "Found", "Objects", "open_objects"]
 
 # URL schemes of object stores, and where each finds its credentials.
 OBJECT_STORES: Final = ("s3", "gs", "az")
-# A dead endpoint is told of in seconds: a caller may be waiting, and we try again ourselves.
-_CLIENT: Final = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=3)}
+# A dead endpoint is told of in seconds: a caller may be waiting, and callers try again themselves. The
+# time to read is for the whole answer to an upload (obstore 0.12), of which large ones go in parts.
+_CLIENT: Final = {
+    "connect_timeout": timedelta(seconds=2),
+    "read_timeout": timedelta(seconds=30),
+    "timeout": timedelta(seconds=120),
+}
 _RETRY: Final = {
     "max_retries": 3,
-    "retry_timeout": timedelta(seconds=10),
+    "retry_timeout": timedelta(seconds=5),
     "backoff": {
         "init_backoff": timedelta(milliseconds=100),
-        "max_backoff": timedelta(seconds=2),
+        "max_backoff": timedelta(seconds=1),
         "base": 2,
     },
 }
+# With client options of our own, obstore no longer reads from the environment whether http will do.
+_ALLOW_HTTP: Final = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
 
 _memories: dict[str, MemoryStore] = {}
 
@@ -148,9 +160,10 @@ def open_objects(where: str | Path | None = None) -> Objects:
 
     Args:
         where: None for a directory under the platform's data directory; a path or a `file://` URL;
-            `memory://NAME`, which lives as long as this process; `s3://BUCKET/PREFIX`, `gs://...` or
-            `az://CONTAINER/PREFIX`, with the credentials of its usual environment (`AWS_*`,
-            `GOOGLE_*`, `AZURE_*`; for another S3-compatible endpoint `AWS_ENDPOINT_URL`).
+            `memory://NAME`, which lives as long as this process; `s3://BUCKET/PREFIX`,
+            `gs://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`, with the credentials of its usual
+            environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`; another S3-compatible endpoint is
+            `AWS_ENDPOINT_URL`, and `AWS_ALLOW_HTTP=true` where it has no TLS).
 
     Raises:
         InvalidArgumentError: If the URL is of a kind that this version does not know.
@@ -181,7 +194,11 @@ def _open_remote(url: str) -> Objects:
             f"cloud: expected {parts.scheme}://BUCKET/PREFIX, without credentials: those come from the"
             " environment"
         )
-    options: dict[str, Any] = {"client_options": _CLIENT, "retry_config": _RETRY}
+    plain = any(os.environ.get(name, "").lower() in ("1", "true") for name in _ALLOW_HTTP)
+    options: dict[str, Any] = {
+        "client_options": {**_CLIENT, "allow_http": plain},
+        "retry_config": _RETRY,
+    }
     with _translated(f"open {url}"):
         return Objects(obstore.store.from_url(url, **options), name=url)
 
@@ -201,6 +218,13 @@ def _translated(what: str) -> Iterator[None]:
     """Turn what the store raises into our error, once, here."""
     try:
         yield
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        if not any(f"{scheme}://" in what for scheme in OBJECT_STORES):
+            raise CloudUnavailableError(f"could not {what}: not permitted") from error
+        raise AuthenticationError(
+            f"could not {what}: the store refuses the credentials of its environment (AWS_*, GOOGLE_*,"
+            " AZURE_*), or what they allow"
+        ) from error
     except (BaseError, OSError) as error:
         # obstore appends a long debug dump to the first line.
         reason = str(error).partition("\n")[0] or type(error).__name__

@@ -14,7 +14,7 @@ import ipaddress
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from time import monotonic
 from typing import Final
 
@@ -69,6 +69,8 @@ class Gate:
         self._clock = clock
         # Hash of what passed -> the key, and until when it need not be looked up again.
         self._known: OrderedDict[bytes, tuple[KeyInfo, float]] = OrderedDict()
+        # Hash of what passed at some time: whoever was let in is not locked out by a neighbour's guesses.
+        self._passed: OrderedDict[bytes, None] = OrderedDict()
         self._requests = Buckets(
             per_s=settings.limits.requests_per_s, burst=settings.limits.burst, clock=clock
         )
@@ -96,16 +98,20 @@ class Gate:
         start = self._clock()
         tries = (_network(address), project)
         digest = _digest(project, credential)
-        # A client that was let in before is not locked out by a neighbour who guesses.
-        if digest not in self._known and (wait := self._failures.wait_s(tries)):
+        if digest not in self._passed and (wait := self._failures.wait_s(tries)):
             raise Refusal(
                 429, "rate_limited", "too many wrong keys from this address", retry_after_s=wait
             )
         access = await self._opened(project, credential, digest)
         if access is None:
+            self._passed.pop(digest, None)
             self._failures.take(tries)
             await asyncio.sleep(max(0.0, start + self._settings.failure_s - self._clock()))
             raise _wrong()
+        self._passed[digest] = None
+        self._passed.move_to_end(digest)
+        if len(self._passed) > _REMEMBERED:
+            self._passed.popitem(last=False)
         if wait := self._requests.take(project):
             raise Refusal(
                 429, "rate_limited", "too many requests of this project", retry_after_s=wait
@@ -118,8 +124,17 @@ class Gate:
             return False
         return await self._key(access.project, access.key_id) is not None
 
-    def issue(self, access: Access, info: KeyInfo, *, expires_in_s: float, read_only: bool) -> tuple[str, datetime]:
-        """Return a token in a key's name and when it ends."""
+    async def issue(
+        self, access: Access, *, expires_in_s: float, read_only: bool
+    ) -> tuple[str, tokens.Claims]:
+        """Return a token in the name of the key that was let in, and what it says.
+
+        Raises:
+            Refusal: 401 where the key is over.
+        """
+        info = await self._key(access.project, access.key_id)
+        if info is None:
+            raise _wrong()
         end = self._now() + timedelta(seconds=expires_in_s)
         if info.expires_at is not None:
             end = min(end, info.expires_at)
@@ -129,14 +144,7 @@ class Gate:
             exp=int(end.timestamp()),
             read_only=read_only or info.read_only,
         )
-        return tokens.issue(claims, info.signing), datetime.fromtimestamp(claims.exp, UTC)
-
-    async def key_of(self, access: Access) -> KeyInfo:
-        """Return the key behind a request."""
-        info = await self._key(access.project, access.key_id)
-        if info is None:
-            raise _wrong()
-        return info
+        return tokens.issue(claims, info.signing), claims
 
     async def _opened(self, project: str, credential: str, digest: bytes) -> Access | None:
         if len(credential) > _MAX_CREDENTIAL:
@@ -165,7 +173,7 @@ class Gate:
         right = tokens.is_signed(token, info.signing if info is not None else _NO_KEY)
         if claims is None or info is None or not right or claims.project != project:
             return None
-        ends = datetime.fromtimestamp(claims.exp, UTC)
+        ends = claims.ends_at
         if info.expires_at is not None:
             ends = min(ends, info.expires_at)
         if ends <= self._now():

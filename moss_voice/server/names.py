@@ -31,6 +31,7 @@ class RawPaths:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, its path cut anew."""
         raw = scope.get("raw_path")
         if scope["type"] == "http" and raw is not None:
             scope = {**scope, "path": "/".join(map(_component, raw.split(b"?")[0].split(b"/")))}

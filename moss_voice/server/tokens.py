@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+from datetime import UTC, datetime
 from typing import Annotated, Final, Literal
 
 import pydantic
@@ -36,8 +37,13 @@ class Claims(BaseModel):
     format: Literal[1] = 1
     project: str
     key_id: str
-    exp: Annotated[int, Field(ge=0, lt=1 << 53)]
+    exp: Annotated[int, Field(ge=0, lt=1 << 37)]
     read_only: bool
+
+    @property
+    def ends_at(self) -> datetime:
+        """When it ends."""
+        return datetime.fromtimestamp(self.exp, UTC)
 
 
 def issue(claims: Claims, signing: bytes) -> str:
@@ -61,9 +67,7 @@ def is_signed(token: str, signing: bytes) -> bool:
     """Tell whether a token bears the signature of a key; the time says nothing of how wrong it is."""
     body, _, signature = token.rpartition(".")
     expected = _packed(_signature(body, signing))
-    return hmac.compare_digest(
-        expected.encode(), signature.encode("utf-8", "surrogatepass")
-    )
+    return hmac.compare_digest(expected.encode(), signature.encode("utf-8", "surrogatepass"))
 
 
 def _signature(body: str, signing: bytes) -> bytes:

@@ -1,0 +1,137 @@
+"""The application: its parts put together, and nothing decided."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter
+from starlette.exceptions import HTTPException
+
+from moss_voice.cloud.cloud import Cloud
+from moss_voice.cloud.log import Commit
+from moss_voice.cloud.store import ObjectLog
+from moss_voice.errors import MossError
+from moss_voice.server import answers, page
+from moss_voice.server.access import Gate
+from moss_voice.server.documents import Library
+from moss_voice.server.events import Hub
+from moss_voice.server.intake import Intake
+from moss_voice.server.names import RawPaths
+from moss_voice.server.observe import Metrics, Observer
+from moss_voice.server.readiness import Readiness
+from moss_voice.server.refusals import (
+    Refusal,
+    on_http_error,
+    on_invalid_request,
+    on_moss_error,
+    on_refusal,
+)
+from moss_voice.server.routes import documents, health, indexes, projects, segments
+from moss_voice.server.settings import Settings
+from moss_voice.server.state import State
+
+__all__ = ["create_app"]
+
+# Bodies that a route reads itself, once it has looked at the key.
+_BODIES = (
+    answers.CollectRequest,
+    answers.DeleteDocuments,
+    answers.JobRecord,
+    answers.MergeDocuments,
+    answers.TokenRequest,
+    Commit,
+)
+
+
+def create_app(
+    log: ObjectLog, settings: Settings | None = None, *, with_metrics: bool = True
+) -> FastAPI:
+    """Make a server's application.
+
+    Args:
+        log: Where everything is kept; nothing else is, so several may serve one store.
+        settings: What it takes, and how long it waits.
+        with_metrics: False where `/metrics` is served on a port of its own.
+
+    Returns:
+        The application; `app.state.moss_voice` holds its parts.
+    """
+    settings = settings or Settings()
+    cloud = Cloud(log)
+    here = State(
+        log=log,
+        cloud=cloud,
+        settings=settings,
+        gate=Gate(log.keys, settings),
+        intake=Intake(log, settings),
+        hub=Hub(log, settings),
+        library=Library(cloud, settings.limits),
+        readiness=Readiness(log),
+        metrics=Metrics(),
+    )
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001
+        yield
+        here.hub.close()
+        here.intake.close()
+        await log.close()
+
+    app = FastAPI(
+        title="moss-voice server",
+        version="1",
+        description="The self-hosted cloud of moss_voice: the logs of indexes, over any store.",
+        openapi_url="/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+        lifespan=life,
+    )
+    app.state.moss_voice = here
+    for router in (
+        projects.router,
+        indexes.router,
+        segments.router,
+        documents.router,
+        health.router,
+        *((health.metrics,) if with_metrics else ()),
+    ):
+        app.include_router(router)
+    page.add_to(app)
+    app.add_exception_handler(Refusal, on_refusal)
+    app.add_exception_handler(MossError, on_moss_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_request)
+    app.add_middleware(Observer, metrics=here.metrics)
+    app.add_middleware(RawPaths)
+    app.openapi = _described(app)  # type: ignore[method-assign]
+    return app
+
+
+def _described(app: FastAPI) -> Any:
+    """Return the maker of the OpenAPI document: FastAPI's, with the bodies that it does not know."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = app.openapi_schema
+        if document is None:
+            document = made()
+            schemas = document["components"]["schemas"]
+            for body in _BODIES:
+                schema = TypeAdapter(body).json_schema(ref_template="#/components/schemas/{model}")
+                schemas.update(schema.pop("$defs", {}))
+                schemas[body.__name__] = schema
+            # Nothing here answers 422; see `refusals`.
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            for path in document["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+        return document
+
+    return openapi

@@ -1,0 +1,333 @@
+"""The documents of an index, read and changed by whoever does not speak of segments.
+
+An index is read whole to page through it, so what was read last is kept for the next page: texts alone,
+without vectors, and no more than fits a budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from moss_voice.cloud.cloud import Cloud, Pushed
+from moss_voice.cloud.keys import utc_now
+from moss_voice.cloud.log import Commit, Segment, SegmentRef, decode_segment, resolve
+from moss_voice.errors import CorruptDataError, MossError
+from moss_voice.index import encode_document
+from moss_voice.keywords import Postings
+from moss_voice.server import checks
+from moss_voice.server.answers import MergeDocuments
+from moss_voice.server.bodies import Spool
+from moss_voice.server.refusals import Refusal, refusing
+from moss_voice.server.settings import Limits
+from moss_voice.text import ANALYZER, term_ids
+from moss_voice.types import JobStatusResponse
+
+__all__ = ["Library", "Page"]
+
+_KEPT_BYTES: Final = 64 << 20
+# An answer is built in memory.
+_MAX_PAGE_BYTES: Final = 8 << 20
+_TOO_BUSY: Final = 2
+
+
+@dataclass(frozen=True, eq=False)
+class _Texts:
+    """The live documents of one version, in order."""
+
+    lines: list[bytes]
+    row_of: dict[str, int]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some documents of one version, as JSON objects."""
+
+    documents: list[bytes]
+    total: int
+    version: int
+    next_offset: int | None
+
+
+class Library:
+    """Reads and changes documents; one per server."""
+
+    def __init__(
+        self, cloud: Cloud, limits: Limits, *, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        """Take the cloud to read and to push to."""
+        self._cloud = cloud
+        self._limits = limits
+        self._now = now
+        self._kept: OrderedDict[tuple[SegmentRef, ...], _Texts] = OrderedDict()
+        self._busy = asyncio.Semaphore(_TOO_BUSY)
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    async def page(
+        self, project: str, index: str, *, offset: int, limit: int, ids: Sequence[str] | None
+    ) -> Page:
+        """Return documents in order, or those asked for by id, in the order asked.
+
+        Raises:
+            Refusal: 404 where there is no such index, 409 where only a client can read it.
+        """
+        commit = await self._readable(project, index)
+        texts = await self._texts(project, commit)
+        if ids is not None:
+            rows = [texts.row_of[id_] for id_ in ids if id_ in texts.row_of]
+        else:
+            rows = list(range(offset, min(offset + limit, len(texts.lines))))
+        documents: list[bytes] = []
+        size = 0
+        for row in rows:
+            size += len(texts.lines[row])
+            if size > _MAX_PAGE_BYTES and documents:
+                break
+            documents.append(_shown(texts.lines[row]))
+        after = offset + len(documents)
+        more = ids is None and after < len(texts.lines)
+        return Page(documents, len(texts.lines), commit.version, after if more else None)
+
+    async def _readable(self, project: str, index: str) -> Commit:
+        commit = (await self._cloud.log.head(project, index)).alive
+        if commit is None:
+            raise Refusal(404, "index_not_found", "there is no such index")
+        if commit.key_ids:
+            raise Refusal(409, "encrypted", "the index is encrypted: only its clients can read it")
+        return commit
+
+    async def _texts(self, project: str, commit: Commit) -> _Texts:
+        texts = self._kept.get(commit.segments)
+        if texts is None:
+            async with self._busy, self._opened(project, commit) as segments:
+                texts = await asyncio.to_thread(_texts, segments)
+            self._keep(commit.segments, texts)
+        else:
+            self._kept.move_to_end(commit.segments)
+        return texts
+
+    def _keep(self, key: tuple[SegmentRef, ...], texts: _Texts) -> None:
+        self._kept[key] = texts
+        while sum(kept.size_bytes for kept in self._kept.values()) > _KEPT_BYTES:
+            self._kept.popitem(last=False)
+
+    @asynccontextmanager
+    async def _opened(self, project: str, commit: Commit) -> AsyncIterator[list[Segment]]:
+        """Give a version's segments, their bytes in files."""
+        spools: list[Spool] = []
+        try:
+            segments = []
+            for ref in commit.segments:
+                spools.append(Spool())
+                segments.append(await self._load(project, commit, ref, spools[-1]))
+            yield segments
+        finally:
+            for spool in spools:
+                spool.close()
+
+    async def _load(self, project: str, commit: Commit, ref: SegmentRef, spool: Spool) -> Segment:
+        parts = await self._cloud.log.read_segment(project, commit.index, ref.sha256)
+        if parts is None:
+            raise CorruptDataError(f"segment {ref.sha256[:12]} is gone")
+        async for part in parts:
+            await spool.write(part)
+
+        def decode() -> Segment:
+            digest, data = spool.finish()
+            if digest != ref.sha256:
+                raise CorruptDataError(f"segment {ref.sha256[:12]}: SHA-256 differs")
+            return decode_segment(data, model_id=commit.model_id, dim=commit.dim)
+
+        return await asyncio.to_thread(decode)
+
+    # --- changing ----------------------------------------------------------------------------------
+
+    async def merge(self, project: str, index: str, wanted: MergeDocuments) -> Pushed:
+        """Add documents, and update those whose id is there.
+
+        Raises:
+            Refusal: 400 where a document is not sound, 409 where the index is encrypted.
+        """
+        rows = await asyncio.to_thread(self._checked, wanted)
+        head = (await self._cloud.log.head(project, index)).alive
+        if head is not None:
+            await self._readable(project, index)
+            if (head.model_id, head.dim) != (wanted.model_id, rows.dim):
+                raise Refusal(
+                    400,
+                    "model_mismatch",
+                    f"model_id or embedding: the index belongs to another model ({head.dim} dimensions)",
+                )
+        return await self._push(project, index, head, rows, ())
+
+    async def delete(self, project: str, index: str, ids: Sequence[str]) -> tuple[Commit, int]:
+        """Delete documents; returns the version without them, and how many there were."""
+        head = await self._readable(project, index)
+        texts = await self._texts(project, head)
+        there = [id_ for id_ in dict.fromkeys(ids) if id_ in texts.row_of]
+        if not there:
+            return head, 0
+        pushed = await self._push(project, index, head, None, there)
+        return pushed.commit, len(there)
+
+    def _checked(self, wanted: MergeDocuments) -> Segment:
+        documents = wanted.documents
+        if len(documents) > self._limits.max_request_documents:
+            most = self._limits.max_request_documents
+            raise Refusal(413, "too_large", f"documents: expected at most {most}")
+        ids = [doc.id for doc in documents]
+        if len(set(ids)) != len(ids):
+            raise Refusal(400, "invalid_argument", "documents: an id is there twice")
+        dims = {len(doc.embedding) for doc in documents}
+        if len(dims) != 1:
+            raise Refusal(400, "invalid_argument", "documents: embeddings differ in length")
+        lines = []
+        for row, doc in enumerate(documents):
+            where = f"documents.{row}"
+            with refusing():
+                line = _encoded(doc.id, doc.text, doc.metadata, doc.payload, where)
+                checks.check_document(line, doc.id, self._limits, where=where)
+            lines.append(line)
+        terms = [term_ids(doc.text) for doc in documents]
+        return Segment(
+            model_id=wanted.model_id,
+            analyzer=ANALYZER,
+            ids=ids,
+            documents=lines,
+            written_at=np.zeros(len(ids), np.int64),
+            vectors=_unit([doc.embedding for doc in documents]),
+            postings=Postings.of(terms),
+            lengths=np.array([hashes.size for hashes in terms], np.int32),
+        )
+
+    async def _push(
+        self,
+        project: str,
+        index: str,
+        head: Commit | None,
+        rows: Segment | None,
+        doomed: Sequence[str],
+    ) -> Pushed:
+        """Push rows or tombstones that are newer than all that is there."""
+        now_ms = int(self._now().timestamp() * 1000)
+        if head is None:
+            assert rows is not None  # noqa: S101 - of what is not there nothing is deleted
+            delta = _stamped(rows, (), now_ms)
+            count = len(rows)
+        else:
+            async with self._busy, self._opened(project, head) as there:
+                at = max([now_ms, *(_latest(segment) + 1 for segment in there)])
+                empty = _no_rows(head) if rows is None else rows
+                delta = _stamped(empty, doomed, at)
+                count = (await asyncio.to_thread(resolve, [*there, delta])).doc_count
+        pushed = await self._cloud.push(
+            project,
+            index,
+            base_version=head.version if head is not None else 0,
+            base_segments=head.segments if head is not None else (),
+            delta=delta,
+            doc_count=count,
+            model_id=delta.model_id,
+            dim=delta.dim,
+            analyzer=delta.analyzer,
+            on_conflict="merge",
+        )
+        at_ = pushed.commit.updated_at
+        job = JobStatusResponse(pushed.commit.job_id, "completed", 1.0, None, None, at_, at_, at_)
+        with suppress(MossError):  # the push itself stands
+            await self._cloud.put_job(project, job)
+        return pushed
+
+
+def _texts(segments: Sequence[Segment]) -> _Texts:
+    found = resolve(segments)
+    places = [
+        (int(ordinals[row]), segment, row)
+        for segment, live, ordinals in zip(segments, found.live, found.ordinals, strict=True)
+        for row in np.flatnonzero(live).tolist()
+    ]
+    places.sort(key=lambda place: place[0])
+    lines = [segment.documents[row] for _, segment, row in places]
+    row_of = {segment.ids[row]: at for at, (_, segment, row) in enumerate(places)}
+    # What Python needs for a bytes, a str and two places in a list and a dictionary: about 300 bytes.
+    size = sum(map(len, lines)) + sum(map(len, row_of)) + 300 * len(lines)
+    return _Texts(lines, row_of, size)
+
+
+def _shown(line: bytes) -> bytes:
+    """Return a stored document as it is answered: with all four fields."""
+    try:
+        fields: dict[str, Any] = json.loads(line.decode())
+        shown = {name: fields.get(name) for name in ("id", "text", "metadata", "payload")}
+        return json.dumps(shown, allow_nan=False, separators=(",", ":")).encode()
+    except (ValueError, AttributeError, RecursionError):
+        raise CorruptDataError("a stored document is damaged") from None
+
+
+def _encoded(id_: str, text: str, metadata: Any, payload: Any, where: str) -> bytes:
+    try:
+        return encode_document(id_, text, metadata, payload)
+    except MossError as error:
+        raise CorruptDataError(f"{where}: expected text in valid Unicode") from error
+
+
+def _unit(embeddings: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
+    """Return embeddings of length one each.
+
+    Raises:
+        Refusal: 400 where one is not finite, or has no length.
+    """
+    rows = np.array(embeddings, np.float64)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    sound = np.isfinite(largest[:, 0]) & (largest[:, 0] > 0.0)
+    if not sound.all():
+        row = int(np.flatnonzero(~sound)[0])
+        raise Refusal(
+            400,
+            "invalid_argument",
+            f"documents.{row}.embedding: expected finite numbers, not all 0",
+        )
+    scaled = rows / largest
+    return (scaled / np.linalg.norm(scaled, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _latest(segment: Segment) -> int:
+    return max(int(segment.written_at.max(initial=0)), max(segment.tombstones.values(), default=0))
+
+
+def _stamped(rows: Segment, doomed: Sequence[str], at: int) -> Segment:
+    return Segment(
+        model_id=rows.model_id,
+        analyzer=rows.analyzer,
+        ids=rows.ids,
+        documents=rows.documents,
+        written_at=np.full(len(rows.ids), at, np.int64),
+        vectors=rows.vectors,
+        postings=rows.postings,
+        lengths=rows.lengths,
+        tombstones=dict.fromkeys(doomed, at),
+    )
+
+
+def _no_rows(head: Commit) -> Segment:
+    return Segment(
+        model_id=head.model_id,
+        analyzer=ANALYZER,
+        ids=(),
+        documents=(),
+        written_at=np.zeros(0, np.int64),
+        vectors=np.zeros((0, head.dim), np.float32),
+        postings=Postings.of([]),
+        lengths=np.zeros(0, np.int32),
+    )

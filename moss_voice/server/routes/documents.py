@@ -1,0 +1,108 @@
+"""Documents: read, merged and deleted without a word of segments."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from moss_voice.server.answers import (
+    DeleteDocuments,
+    Documents,
+    DocumentsDeleted,
+    DocumentsMerged,
+    MergeDocuments,
+)
+from moss_voice.server.bodies import json_body, of_json, read_small
+from moss_voice.server.names import IndexName, ProjectName
+from moss_voice.server.refusals import Refusal
+from moss_voice.server.state import Here, Reader, Writer, errors
+
+__all__ = ["router"]
+
+router = APIRouter(prefix="/v1/projects/{project}/indexes/{index}/documents", tags=["documents"])
+
+
+@router.get("", response_model=Documents, responses=errors(404, 409))
+async def list_documents(
+    here: Here,
+    access: Reader,  # noqa: ARG001 - lets in
+    project: ProjectName,
+    index: IndexName,
+    offset: Annotated[int, Query(ge=0, lt=1 << 53, description="How many to pass over.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000, description="The most to return.")] = 100,
+    id: Annotated[  # noqa: A002 - the published name
+        list[str] | None, Query(max_length=1000, description="These alone, in this order.")
+    ] = None,
+) -> Response:
+    """Return documents in the order in which they were first added, without embeddings."""
+    page = await here.library.page(project, index, offset=offset, limit=limit, ids=id)
+    after = b"null" if page.next_offset is None else str(page.next_offset).encode()
+    body = b'{"documents":[%s],"total":%d,"version":%d,"next_offset":%s}' % (
+        b",".join(page.documents),
+        page.total,
+        page.version,
+        after,
+    )
+    return Response(body, media_type="application/json")
+
+
+@router.post(
+    "",
+    status_code=201,
+    responses=errors(403, 408, 409, 413),
+    openapi_extra=json_body(MergeDocuments),
+)
+async def merge_documents(
+    request: Request,
+    here: Here,
+    access: Writer,  # noqa: ARG001 - lets in
+    project: ProjectName,
+    index: IndexName,
+) -> DocumentsMerged:
+    """Add documents with their embeddings, or put them in the place of those of the same id.
+
+    An index that is not there is made.
+    """
+    data = await read_small(
+        request, most=here.limits.max_request_bytes, idle_s=here.settings.body_idle_s
+    )
+    await here.intake.admit(project, index)
+    pushed = await here.library.merge(
+        project, index, await asyncio.to_thread(of_json, data, MergeDocuments)
+    )
+    here.metrics.commits.labels("documents").inc()
+    here.hub.notify(project, index, pushed.commit.version)
+    return DocumentsMerged(
+        version=pushed.commit.version,
+        doc_count=pushed.commit.doc_count,
+        job_id=pushed.commit.job_id,
+    )
+
+
+@router.post(
+    "/delete",
+    responses=errors(403, 404, 408, 409, 413),
+    openapi_extra=json_body(DeleteDocuments),
+)
+async def delete_documents(
+    request: Request,
+    here: Here,
+    access: Writer,  # noqa: ARG001 - lets in
+    project: ProjectName,
+    index: IndexName,
+) -> DocumentsDeleted:
+    """Delete documents by id."""
+    wanted = of_json(
+        await read_small(request, most=1 << 20, idle_s=here.settings.body_idle_s), DeleteDocuments
+    )
+    if len(wanted.ids) > here.limits.max_request_documents:
+        most = here.limits.max_request_documents
+        raise Refusal(413, "too_large", f"ids: expected at most {most}")
+    commit, deleted = await here.library.delete(project, index, wanted.ids)
+    if deleted:
+        here.metrics.commits.labels("documents").inc()
+        here.hub.notify(project, index, commit.version)
+    return DocumentsDeleted(version=commit.version, doc_count=commit.doc_count, deleted=deleted)

@@ -1,0 +1,136 @@
+"""A server as a process: it listens, says where, and ends when it is asked to, without cutting anybody off."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING
+
+import uvicorn
+from prometheus_client import start_http_server
+
+from moss_voice.cloud.store import ObjectLog
+from moss_voice.errors import InvalidArgumentError
+from moss_voice.server.app import create_app
+from moss_voice.server.observe import JsonLines
+from moss_voice.server.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["listen", "serve"]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 takes one that is free.
+
+    Raises:
+        InvalidArgumentError: If the address is taken, or not one of this machine.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InvalidArgumentError(
+            f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
+        ) from None
+
+
+def serve(
+    log: ObjectLog,
+    settings: Settings,
+    *,
+    listener: socket.socket,
+    on_ready: Callable[[], None],
+    metrics_port: int | None = None,
+    log_level: str = "info",
+    trusted_proxies: str = "",
+    certificate: tuple[str, str] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is under way, and return.
+
+    Args:
+        log: Where everything is kept.
+        settings: What is taken, and how long is waited.
+        listener: A listening socket.
+        on_ready: Called once requests are answered.
+        metrics_port: Serves `/metrics` there, on the same host, and no longer beside the API.
+        log_level: Of our lines on stderr.
+        trusted_proxies: Addresses whose `X-Forwarded-For` is believed.
+        certificate: Files of a certificate chain and its key, for TLS.
+    """
+    _log_json(sys.stderr, log_level)
+    app = create_app(log, settings, with_metrics=metrics_port is None)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=trusted_proxies or None,
+        timeout_graceful_shutdown=int(settings.shutdown_s),
+        ssl_certfile=certificate[0] if certificate else None,
+        ssl_keyfile=certificate[1] if certificate else None,
+    )
+    beside = None
+    if metrics_port is not None:
+        registry = app.state.moss_voice.metrics.registry
+        host = listener.getsockname()[0]
+        beside, _ = start_http_server(metrics_port, host, registry=registry)
+    try:
+        _Server(config, app, on_ready).run(sockets=[listener])
+    finally:
+        if beside is not None:
+            beside.shutdown()
+            beside.server_close()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's, that ends event streams first and itself with an exit code of 0."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._hub = app.state.moss_voice.hub
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Uvicorn waits for open answers, and a stream has no end of its own.
+        self._hub.close()
+        await super().shutdown(sockets=sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+        """Take the signals; uvicorn's own would raise them anew at the end, and die of them."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
+def _log_json(stream: IO[str], level: str) -> None:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    for name, at in (("moss_voice", level.upper()), ("uvicorn", "WARNING")):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(at)
+        logger.propagate = False
