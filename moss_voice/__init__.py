@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from moss_voice.call.memory import CallMemory, Counters
-    from moss_voice.client import Authenticator, MossClient
+    from moss_voice.client import MossClient
+    from moss_voice.cloud.cloud import Authenticator, Forgotten
     from moss_voice.errors import MossError
+    from moss_voice.redaction import PiiRedactor
     from moss_voice.session import SessionIndex
     from moss_voice.types import (
         CallContext,
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
         GetDocumentsOptions,
         Hit,
         IndexInfo,
+        IndexVersion,
         JobStatusResponse,
+        MergedChanges,
         MutationOptions,
         MutationResult,
         PushIndexResult,
@@ -36,14 +40,18 @@ __all__ = [
     "CallMemory",
     "Counters",
     "DocumentInfo",
+    "Forgotten",
     "GetDocumentsOptions",
     "Hit",
     "IndexInfo",
+    "IndexVersion",
     "JobStatusResponse",
+    "MergedChanges",
     "MossClient",
     "MossError",
     "MutationOptions",
     "MutationResult",
+    "PiiRedactor",
     "PushIndexResult",
     "QueryOptions",
     "QueryResultDocumentInfo",
@@ -56,9 +64,11 @@ __all__ = [
 _HOMES = {
     "CallMemory": "moss_voice.call.memory",
     "Counters": "moss_voice.call.memory",
-    "Authenticator": "moss_voice.client",
+    "Authenticator": "moss_voice.cloud.cloud",
+    "Forgotten": "moss_voice.cloud.cloud",
     "MossClient": "moss_voice.client",
     "MossError": "moss_voice.errors",
+    "PiiRedactor": "moss_voice.redaction",
     "SessionIndex": "moss_voice.session",
 }
 

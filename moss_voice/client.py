@@ -32,10 +32,9 @@ from moss_voice.call.memory import DEADLINE_MS, MIN_SCORE, CallMemory
 from moss_voice.cloud.cache import SegmentCache
 from moss_voice.cloud.cloud import Authenticator, Forgotten, open_cloud
 from moss_voice.cloud.keys import DEFAULT_PROJECT
-from moss_voice.cloud.log import Commit, Segment, decode_commit
+from moss_voice.cloud.log import FRESH_S, GRACE_S, KEEP_COMMITS, Commit, Segment, decode_commit
 from moss_voice.cloud.outbox import Outbox
 from moss_voice.cloud.sealing import Keyring
-from moss_voice.cloud.store import FRESH_S, GRACE_S, KEEP_COMMITS
 from moss_voice.errors import (
     AuthenticationError,
     CloudUnavailableError,
@@ -92,6 +91,7 @@ class MossClient:
         authenticator: Authenticator | None = None,
         encryption_key: str | bytes | Sequence[str | bytes] | None = None,
         encryption_key_file: str | Path | None = None,
+        redact: Callable[[str], str] | None = None,
         on_received: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Note where things are; nothing is touched yet.
@@ -115,6 +115,10 @@ class MossClient:
                 Of several the first is used, and all can be read. `MOSS_VOICE_ENCRYPTION_KEY` where None.
             encryption_key_file: A file of such keys, one a line, in place of it;
                 `MOSS_VOICE_ENCRYPTION_KEY_FILE` where None.
+            redact: Returns what may be kept of a text: applied to what is said in calls and added to
+                sessions, before it is embedded, journaled or pushed, and to what is asked of them;
+                `moss_voice.PiiRedactor()` finds card numbers, addresses and the like. Knowledge indexes
+                are stored as they are given.
             on_received: Told of each download as it comes: the index, bytes so far, bytes in all.
 
         Raises:
@@ -132,6 +136,7 @@ class MossClient:
         self._cache_path = cache if cache_path is None else Path(cache_path)
         self._journal_path = data / "journal" if journal_path is None else Path(journal_path)
         self._keyring = _keyring(encryption_key, encryption_key_file)
+        self._redact = redact
         self._on_received = on_received
         # Until the cloud has answered, nobody knows whether the credentials are right.
         self._unchecked = False
@@ -241,6 +246,7 @@ class MossClient:
         *,
         version: int | None = None,
         ttl: timedelta | float | None = None,
+        redact: Callable[[str], str] | None = None,
     ) -> SessionIndex:
         """Open a session: resumes the index of that name without embedding anew, or starts empty.
 
@@ -255,6 +261,7 @@ class MossClient:
                 what came after it.
             ttl: The index's retention period, set by each push: so long after its last push it is
                 deleted. Seconds, or a timedelta; None leaves it as it is.
+            redact: See `MossClient`; the client's where None.
 
         Raises:
             AuthenticationError: If the credentials are wrong, or an authenticator was given.
@@ -267,7 +274,12 @@ class MossClient:
         """
         self._check_key_holder("session()")
         session = await SessionIndex.open(
-            await self._remote(), index_name, model_id, version=version, ttl_s=_seconds(ttl)
+            await self._remote(),
+            index_name,
+            model_id,
+            version=version,
+            ttl_s=_seconds(ttl),
+            redact=redact or self._redact,
         )
         self._sessions.add(session)
         return session
@@ -293,6 +305,7 @@ class MossClient:
         journal: bool = True,
         open_timeout_s: float | None = None,
         ttl: timedelta | float | None = None,
+        redact: Callable[[str], str] | None = None,
     ) -> CallMemory:
         """Start or resume the memory of a call.
 
@@ -312,6 +325,7 @@ class MossClient:
                 not be loaded; its push merges it with what is stored. Where None, the cloud is waited
                 for, and its failure is raised.
             ttl: See `session`.
+            redact: See `MossClient`; the client's where None.
 
         Raises:
             IndexNotFoundError: If a knowledge index does not exist.
@@ -355,6 +369,7 @@ class MossClient:
                 min_score=min_score,
                 max_tokens=max_tokens,
                 deadline_ms=deadline_ms,
+                redact=redact or self._redact,
             )
         except BaseException:
             if book is not None:

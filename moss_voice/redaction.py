@@ -185,7 +185,7 @@ def _ascii_digits(text: str) -> str:
 
 
 def _lex(text: str) -> list[_Item]:
-    items = []
+    items: list[_Item] = []
     end = 0
     for match in _TOKEN.finditer(text):
         kind = match.lastgroup or ""
@@ -195,7 +195,12 @@ def _lex(text: str) -> list[_Item]:
             value = value.lower().replace("\u2019", "'")
         elif kind in {"number", "amount"}:
             value = _ascii_digits(value)
-        items.append(_Item(start, match.end(), kind, value, _gap(text[end:start])))
+        between = text[end:start]
+        gap = _gap(between)
+        if between == "/" and kind == "number" and items and items[-1].kind == "number":
+            # "030/1234567"; dates and fractions have fewer digits.
+            gap = _Gap.HYPHEN if min(len(items[-1].value), len(value)) > 2 else gap
+        items.append(_Item(start, match.end(), kind, value, gap))
         end = match.end()
     return items
 
@@ -453,7 +458,8 @@ _CODES: Final[tuple[tuple[re.Pattern[str], Callable[[str], bool]], ...]] = (
     ),
     (re.compile(r"[12]\d{4}2[AB]\d{8}"), _is_nir),
 )
-_NINO_SHORT: Final = re.compile(r"[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z]\d{6}")
+# After "National Insurance" the last letter may be left out, and any letters may be misheard.
+_NINO_ANNOUNCED: Final = re.compile(r"[A-Z]{2}\d{6}")
 _TWO_LETTERS: Final = _set(
     "ah am an as at be by do eh er go he hi if in is it me mm mr ms my no of oh ok on or pm so to uh"
     " um up us we"
@@ -504,7 +510,7 @@ def _code_at(
                 article = last.end - last.start == 1 and text[last.start] == "a"
                 if not (article and last.gap == _Gap.SPACE and pattern is _CODES[1][0]):
                     return after
-        if insured and _NINO_SHORT.fullmatch(spelled) and _is_nino(spelled):
+        if insured and _NINO_ANNOUNCED.fullmatch(spelled):
             following = pieces[after].text if after < len(pieces) else ""
             return after + (following in {"A", "B", "C", "D"})
     return 0
@@ -584,7 +590,7 @@ _NO_NAMES: Final = _set(
     " look looks looking looked meet meeting meets met work works working worked find found see saw"
     " visit check sign signed log logged go going went come comes order ordered shop buy bought book"
     " booked stay staying live living available arrive up out down over back again everything all"
-    " call calls phone text him's let's one's website site page online store dot"
+    " call calls phone text website site page online store dot"
 )
 _DOTTED: Final = _DOTS | _COMMON_ENDS | _set("dotcom dotnet dotorg")
 _FULL_STOP: Final = re.compile(r"\.\w")
@@ -672,60 +678,62 @@ class _Mails:
 
     def _local(self, at: int, floor: int, *, most: int) -> tuple[int, bool]:
         """Return where the name before an at sign begins, and whether it is more than words."""
-        tight = self._items[at].kind == "at" and self._between(at) == ""
         start = at
         words = 0
         structured = False
         place = at - 1
         while place >= max(floor, at - _LONGEST_LOCAL) and self._is_atom(place):
-            between = self._between(place + 1)
-            value = self._value(place)
-            before = place - 1
-            joined = between in _TIGHT and (between != "" or start < at or tight)
-            spoken_joint = self._value(place + 1) in _JOINERS and place + 1 < at
-            if value in _JOINERS and self._is_near(place + 1) and before >= floor:
-                structured = True
-            elif spoken_joint and self._is_near(place + 1):
-                start = place
-            elif joined:
-                structured = structured or between != ""
-                start = place
-            elif tight and not (self._is_short(start) and self._is_letter(place, start)):
+            part = self._part(place, start, at)
+            words += part == "word"
+            if not part or words > most:
                 break
-            elif value in _FILLERS:
-                pass
-            elif self._is_short(place):
-                if not self._continues(place, start, at):
-                    break
-                structured = True
+            structured = structured or part in {"joiner", "joined", "short"}
+            if part not in {"joiner", "filler"}:
                 start = place
-            else:
-                words += 1
-                if value in _NO_NAMES or words > most or not self._is_near(place + 1):
-                    break
-                if "," in between and start < at:
-                    break
-                start = place
-            place = before
+            place -= 1
         return start, structured
 
-    def _is_letter(self, place: int, start: int) -> bool:
-        return len(self._value(place)) == 1 and len(self._value(start)) == 1
+    def _part(
+        self, place: int, start: int, at: int
+    ) -> Literal["joiner", "joined", "filler", "short", "word", ""]:
+        """Return what an item adds to a name that begins after it, or "" if the name ends there."""
+        value, between, near = (
+            self._value(place),
+            self._between(place + 1),
+            self._is_near(place + 1),
+        )
+        tight = self._items[at].kind == "at" and self._between(at) == ""
+        if value in _JOINERS and near and place > 0:
+            return "joiner"
+        spoken_joint = place + 1 < at and self._value(place + 1) in _JOINERS and near
+        if spoken_joint or (between in _TIGHT and (start < at or tight)):
+            return "joined"
+        if value in _FILLERS and not tight:
+            return "filler"
+        if self._is_short(place):
+            return "short" if self._continues(place, start, at, tight=tight) else ""
+        known = value in _NO_NAMES or value.removesuffix("'s") in _NO_NAMES
+        return "" if tight or known or not near or ("," in between and start < at) else "word"
 
-    def _continues(self, place: int, start: int, at: int) -> bool:
-        """Whether a letter or a number belongs to the name that begins right after it."""
-        near = _gap(self._between(place + 1)) <= _Gap.COMMA
-        if start == at:
-            return near
-        if self._is_short(start):
-            return near
-        letter = self._items[place].kind == "word" and self._value(place) not in {"a", "i"}
-        return letter and not self._between(place + 1).strip()
+    def _continues(self, place: int, start: int, at: int, *, tight: bool) -> bool:
+        """Whether a letter or a number belongs to a name that begins after it."""
+        value, between = self._value(place), self._between(place + 1)
+        if start == at or self._is_short(start):
+            letters = len(value) == len(self._value(start)) == 1
+            return (letters or not tight) and _gap(between) <= _Gap.COMMA
+        initial = self._items[place].kind == "word" and value not in {"a", "i"}
+        return initial and not tight and between.strip() in {"", "."}
 
     def _domain(self, host: int, *, most: int, sign: bool) -> int:
-        """Return after which item the domain that begins with one ends, or 0 if it is none."""
+        """Return after which item the domain that begins with one ends, or 0 if it is none.
+
+        Args:
+            host: Where it begins.
+            most: How many words its first label may have.
+            sign: Whether an at sign was before it, so that any ending is one.
+        """
         spelled = len(self._value(host)) == len(self._value(host + 1)) == 1
-        if not (sign or spelled) and self._value(host) in _ARTICLES:
+        if most == 1 and not spelled and self._value(host) in _ARTICLES:
             return 0
         label, at = self._label(host, most=most)
         if label in _PROVIDERS and self._value(at) == "com" and self._is_near(at):
@@ -919,6 +927,8 @@ _COUNTRY: Final = re.compile(
 )
 _PAUSED: Final = _shapes("3-3-4 1-3-3-4 3-7 1-3-7 3-3-2-2 6-4 3-4-4 4-3-4 5-6 5-3-3 4-3-3")
 _TEN: Final = _shapes("10 3-3-4 3-7 6-4 3-3-2-2 3-3-1-3")
+# North America and China, Russia, Brazilian mobile numbers.
+_ELEVEN_BEGIN: Final = re.compile(r"1[2-9]|[78]|[1-9]{2}9")
 _ELEVEN: Final = _shapes("11 1-3-3-4 1-10 1-3-7 4-3-4 3-4-4 2-5-4 2-9 7-4")
 _AMERICAN: Final = _shapes("3-3-4 1-3-3-4")
 _NATIONWIDE: Final = _shapes("4-3-3 4-6")
@@ -965,6 +975,12 @@ class _Stretch:
         return self.numbers[0].plus
 
     @property
+    def singly(self) -> bool:
+        """Whether this was read out digit by digit for the most part."""
+        single = sum(len(number.value) == 1 for number in self.numbers)
+        return len(self.shape) == 1 and single * 2 >= len(self.numbers) > 1
+
+    @property
     def code(self) -> bool:
         """Whether letters or a path stick to this."""
         return _is_code(self.text, self.numbers[0].start, self.numbers[-1].end)
@@ -985,8 +1001,9 @@ class _Stretch:
         if any(len(number.value) > 1 and number.value[0] == "0" for number in self.numbers):
             return False
         counted = [int(number.value) for number in self.numbers]
-        steps = {after - before for before, after in pairwise(counted)}
-        return len(steps) == 1 and steps != {0}
+        steps = [after - before for before, after in pairwise(counted)]
+        # Who counts aloud may say a number twice, or start again.
+        return any(step and 5 * steps.count(step) >= 4 * len(steps) for step in set(steps))
 
 
 # A rank tells how strong the evidence is: of the stretches that begin at one number the strongest is
@@ -1006,7 +1023,7 @@ def _card_rank(stretch: _Stretch) -> int:
         return 0
     sure = stretch.edge == _Edge.SURE
     if 13 <= size <= 19 and digits[0] != "0" and _luhn(digits) and not stretch.counts:
-        return 80 if _NETWORK.fullmatch(digits) else 62 * sure
+        return 80 if _NETWORK.fullmatch(digits) else 62 * (sure and stretch.cue != "other")
     read_out = stretch.spoken or (stretch.shape in _WRITTEN_CARD and not stretch.paused)
     if sure and read_out and _MISSPOKEN.fullmatch(digits):
         # One digit said or heard wrong.
@@ -1021,7 +1038,7 @@ def _id_rank(stretch: _Stretch) -> int:
         return 0
     if stretch.shape == (3, 2, 4) and _is_ssn(digits):
         return 75
-    if stretch.spoken or not stretch.paused:
+    if (stretch.spoken or not stretch.paused) and not stretch.code:
         for check, shapes in _CHECKED.get(len(digits), ()):
             if stretch.shape in shapes and check(digits):
                 return 65
@@ -1065,15 +1082,30 @@ def _is_phone(stretch: _Stretch) -> bool:
     halves = shape == (5, 5) and stretch.spoken
     if stretch.paused and not (shape in _PAUSED or ones or seven or halves):
         return False
-    if digits.startswith(("00", "011")) and 11 <= size <= 17:
-        return digits[2] != "0"
     if digits[0] == "0":
-        return 9 <= size <= 12 and digits[1] != "0"
+        return _is_trunk(digits)
     if size == 7:
         return seven and stretch.widest >= _Gap.HYPHEN
-    if size in {10, 11}:
-        return ones or (_is_ten(digits, shape) if size == 10 else shape in _ELEVEN)
-    return 12 <= size <= 13 and _COUNTRY.match(digits) is not None and _is_abroad(shape)
+    if ones or stretch.singly:
+        return 10 <= size <= 15 and (size > 10 or digits[0] > "1")
+    return _is_grouped(digits, shape)
+
+
+def _is_trunk(digits: str) -> bool:
+    """Whether what begins with zero is dialled so: "00" or "011" abroad, "0" at home."""
+    if digits.startswith(("00", "011")) and len(digits) > 10:
+        return digits[2] != "0" and len(digits) <= 17
+    return digits[1] != "0" and 9 <= len(digits) <= 12
+
+
+def _is_grouped(digits: str, shape: tuple[int, ...]) -> bool:
+    if len(digits) == 10:
+        return _is_ten(digits, shape)
+    if len(digits) == 11:
+        return shape in _ELEVEN and _ELEVEN_BEGIN.match(digits) is not None
+    # A country code comes first; these are not many small numbers.
+    abroad = len(shape) == 1 or (shape[0] <= 3 and max(shape) > 2)
+    return abroad and len(digits) in {12, 13} and _COUNTRY.match(digits) is not None
 
 
 def _is_ten(digits: str, shape: tuple[int, ...]) -> bool:
@@ -1083,11 +1115,6 @@ def _is_ten(digits: str, shape: tuple[int, ...]) -> bool:
         # Two zip codes of one town begin alike; so do not the halves of an Indian mobile number.
         return digits[0] in "6789" and digits[:2] != digits[5:7]
     return shape in _TEN
-
-
-def _is_abroad(shape: tuple[int, ...]) -> bool:
-    """Whether a country code comes first, and not one of many small numbers."""
-    return len(shape) == 1 or (shape[0] <= 3 and max(shape) > 2)
 
 
 class _Found(NamedTuple):

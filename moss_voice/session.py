@@ -74,6 +74,7 @@ from moss_voice.versions import (
     read_graph,
     read_segment,
 )
+from moss_voice.withholding import Withholding
 from moss_voice.workers import in_worker, pool
 
 __all__ = [
@@ -154,6 +155,7 @@ class SessionIndex:
         remote: Remote,
         pinned: bool = True,
         ttl_s: int | None = None,
+        redact: Callable[[str], str] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start empty, from ready parts.
@@ -165,6 +167,7 @@ class SessionIndex:
             remote: Where to push and load.
             pinned: False where the model was not chosen, so that `load_index` may change it.
             ttl_s: The index's retention period, set by each push; None leaves it as it is.
+            redact: Returns what may be kept of a text; applied to what is added and asked.
             now: Seconds on a clock that never goes back; when to look for newer versions.
         """
         self._name = name
@@ -173,6 +176,7 @@ class SessionIndex:
         self._remote = remote
         self._pinned = pinned
         self._ttl_s = ttl_s
+        self._withholding = Withholding(redact)
         self._now = now
         self._stale = False
         # Where a push waits that the cloud did not take.
@@ -206,6 +210,7 @@ class SessionIndex:
         shared: bool = False,
         version: int | None = None,
         ttl_s: int | None = None,
+        redact: Callable[[str], str] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Resume an index by name without embedding anything anew, or start it empty.
@@ -220,6 +225,7 @@ class SessionIndex:
             shared: True for one that is only read: see `share_version`.
             version: An older version to open in place of the newest.
             ttl_s: See `SessionIndex`.
+            redact: See `SessionIndex`.
             now: See `SessionIndex`.
 
         Raises:
@@ -239,7 +245,7 @@ class SessionIndex:
                 raise IndexNotFoundError(
                     f"the cloud holds no index {name!r} in project {remote.project!r}"
                 )
-            return await cls.start(remote, name, model_id, ttl_s=ttl_s, now=now)
+            return await cls.start(remote, name, model_id, ttl_s=ttl_s, redact=redact, now=now)
         chosen = model_id if model_id is not None else head.model_id
         if chosen in MODEL_IDS:
             # Before it is loaded, which may mean a download.
@@ -249,7 +255,15 @@ class SessionIndex:
         )
         known_as = embedder.model_id if embedder else CUSTOM
         _check_model(name, head, known_as)
-        self = cls(name, model_id=known_as, embedder=embedder, remote=remote, ttl_s=ttl_s, now=now)
+        self = cls(
+            name,
+            model_id=known_as,
+            embedder=embedder,
+            remote=remote,
+            ttl_s=ttl_s,
+            redact=redact,
+            now=now,
+        )
         self._index, self._commit, self._clock = loaded.index, head, loaded.clock
         self._tombstones = loaded.tombstones
         if stale:
@@ -267,6 +281,7 @@ class SessionIndex:
         model_id: str | None = None,
         *,
         ttl_s: int | None = None,
+        redact: Callable[[str], str] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> Self:
         """Start empty, whatever the cloud holds of that name: it is not asked.
@@ -282,6 +297,7 @@ class SessionIndex:
             remote=remote,
             pinned=model_id is not None,
             ttl_s=ttl_s,
+            redact=redact,
             now=now,
         )
 
@@ -372,6 +388,8 @@ class SessionIndex:
         for doc in docs:
             if not isinstance(doc, DocumentInfo):
                 raise InvalidArgumentError(f"docs: expected DocumentInfo, got {type(doc).__name__}")
+        if self._withholding:
+            docs = [self._redacted(doc) for doc in docs]
         if written_at is not None and len(written_at) != len(docs):
             raise InvalidArgumentError("written_at: expected one time per document")
         upsert = (options or MutationOptions()).upsert
@@ -385,6 +403,17 @@ class SessionIndex:
         vectors = await self._vectors_for(docs, on_progress)
         put = partial(self.put, docs, vectors, written_at=written_at, upsert=upsert)
         return await in_worker(put)
+
+    def _redacted(self, doc: DocumentInfo) -> DocumentInfo:
+        """Return what may be kept of a document; its embedding only where it says no more than that."""
+        clean = self._withholding.clean
+        text = clean(doc.text)
+        metadata = doc.metadata and {
+            name: clean(value) if isinstance(value, str) else value
+            for name, value in doc.metadata.items()
+        }
+        ours = self._embedder is not None and text != doc.text
+        return DocumentInfo(doc.id, text, metadata, None if ours else doc.embedding, doc.payload)
 
     def put(
         self,
@@ -554,6 +583,7 @@ class SessionIndex:
         if not isinstance(query, str):
             raise InvalidArgumentError(f"query: expected a str, got {type(query).__name__}")
         self._look_for_newer()
+        query = self._withholding.clean(query)
         options = options or QueryOptions()
         condition = parse_filter(options.filter)
         if not query.strip() and options.embedding is None:

@@ -43,6 +43,7 @@ from moss_voice.types import (
     MetadataValue,
     PushIndexResult,
 )
+from moss_voice.withholding import Withholding
 from moss_voice.workers import in_worker, in_writer, submit, submit_aside, submit_write
 
 __all__ = ["CallMemory", "Counters"]
@@ -143,6 +144,7 @@ class CallMemory:
         min_score: float = MIN_SCORE,
         max_tokens: int = MAX_TOKENS,
         deadline_ms: float = DEADLINE_MS,
+        redact: Callable[[str], str] | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start from ready parts.
@@ -157,6 +159,8 @@ class CallMemory:
             min_score: Hits of a lower score are left out, in [0, 1].
             max_tokens: The budget of one context.
             deadline_ms: How long `context` and `recall` may take.
+            redact: Returns what may be kept of a text, before anything is embedded, journaled or pushed;
+                see `moss_voice.redaction`. Where it fails, the text is withheld.
             now: Seconds on a clock that never goes back: how far into the call a turn is.
 
         Raises:
@@ -174,6 +178,7 @@ class CallMemory:
         self.min_score = min_score
         self.max_tokens = max_tokens
         self.deadline_ms = deadline_ms
+        self._withholding = Withholding(redact)
         self._journal = journal
         self._focus_fields = tuple(focus)
         self._now = now
@@ -346,7 +351,10 @@ class CallMemory:
         vector = None if embedding is None else tuple(float(x) for x in embedding)
         # A recogniser's broken characters must not cost the turn.
         text = _sound(text)
-        doc = DocumentInfo(id or "turn", text, fields, vector)
+        kept = self._withholding.clean(text)
+        if kept != text:
+            fields["redacted"] = True
+        doc = DocumentInfo(id or "turn", kept, fields, vector)
         self._check_turn(doc)
         # From here on nothing raises.
         taken: list[Utterance] = []
@@ -391,7 +399,7 @@ class CallMemory:
         """Make turns of utterances that the host took no notice of."""
         for utterance in utterances:
             put, _ = self._noted[utterance.id]
-            doc = DocumentInfo(utterance.id, utterance.text, dict(put.document["metadata"]))
+            doc = DocumentInfo(utterance.id, put.document["text"], dict(put.document["metadata"]))
             self._begin_turn(utterance.id, doc, [utterance])
 
     def uttered(
@@ -439,11 +447,17 @@ class CallMemory:
         text = _sound(text)
         # As a recovery is to find it: a turn like others, of the number that the next one gets.
         fields |= {"turn": self._last_number + 1, "unanswered": True}
-        doc = DocumentInfo(utterance_id, text, fields)
-        encode_document(doc.id, text, doc.metadata, None)  # raises too for what could not be kept
+        waiting = [
+            said.text
+            for said in self._utterances
+            if said.speaker == speaker and said.id != utterance_id
+        ]
+        kept = self._withholding.clean_part(waiting, text)
+        doc = DocumentInfo(utterance_id, kept, fields)
+        encode_document(doc.id, kept, doc.metadata, None)  # raises too for what could not be kept
         # The session's own clock may be held by a writer, and nobody else writes under this id.
         written_at = self._last_noted_ms = max(self._last_noted_ms + 1, time.time_ns() // 10**6)
-        put = Put({"id": doc.id, "text": text, "metadata": doc.metadata}, written_at)
+        put = Put({"id": doc.id, "text": kept, "metadata": doc.metadata}, written_at)
         self._utterances.add(Utterance(utterance_id, text, speaker, at_s))
         # One after another, or a recovery would bring them in the order that two threads made of it.
         self._last_note = submit_write(self._note, put, self._last_note)
@@ -604,6 +618,7 @@ class CallMemory:
         embedder = self.session.embedder
         if self._end is not None or embedder is None or not isinstance(partial, str):
             return
+        partial = self._withholding.clean(partial)
         if spoken.is_filler(partial):
             return
         with self._state:
@@ -686,6 +701,8 @@ class CallMemory:
             revision = self._revision
             if text is None:
                 is_turn, text = False, self._left_off(visible)
+            else:
+                text = self._withholding.clean(text)
         if self._end is not None or (embedding is None and spoken.is_filler(text)):
             return self._context(_NOTHING, started, "skipped", text)
         tokens = self.max_tokens if budget is None else budget
@@ -944,6 +961,7 @@ class CallMemory:
             raise InvalidArgumentError(f"{what}: expected a top_k of 1 or more, got {top_k}")
         if self._end is not None or not text.strip():
             return []
+        text = self._withholding.clean(text)
         query = _Query(text, spoken.squash(text), frozenset(), top_k or self.top_k)
 
         def run() -> list[Hit]:

@@ -40,9 +40,15 @@ app = typer.Typer(
 index_app = typer.Typer(
     no_args_is_help=True, help="Create and look after indexes.", epilog=EXIT_CODES
 )
+project_app = typer.Typer(
+    no_args_is_help=True,
+    help="Make and end the keys of a server's projects, in its store.",
+    epilog=EXIT_CODES,
+)
 session_app = typer.Typer(no_args_is_help=True, help="Look at stored calls.", epilog=EXIT_CODES)
 app.add_typer(index_app, name="index")
 app.add_typer(session_app, name="session")
+app.add_typer(project_app, name="project")
 
 
 def _version(wanted: bool) -> None:
@@ -302,3 +308,174 @@ def _doctor(shell: Shell) -> None:
     from moss_voice.cli.doctor import run_doctor
 
     shell.run(run_doctor(shell))
+
+
+# --- the server ------------------------------------------------------------------------------------
+
+Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        metavar="PATH|URL",
+        help="A directory, s3://, gs:// or az://; else MOSS_VOICE_STORE, else a directory of this user.",
+    ),
+]
+Project = Annotated[str, typer.Argument(help="The project's id.", show_default=False)]
+ReadOnly = Annotated[bool, typer.Option("--read-only", help="A key that cannot change anything.")]
+
+
+def _duration(text: str | float) -> float:
+    from moss_voice.cli.serving import seconds
+
+    try:
+        return seconds(str(text))
+    except ValueError:
+        raise typer.BadParameter("expected a duration such as 90s, 15m, 12h or 30d") from None
+
+
+ExpiresIn = Annotated[
+    float | None,
+    typer.Option(parser=_duration, metavar="DURATION", help="Such as 12h or 30d; else never."),
+]
+
+
+@command(app, "serve")
+def _serve(
+    shell: Shell,
+    store: Store = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 or :: for every one.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8333,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Serve /metrics there, not beside the API."),
+    ] = None,
+    max_segment_mb: Annotated[
+        int, typer.Option(min=1, help="The largest push, in units of 2**20 bytes.")
+    ] = 512,
+    max_indexes: Annotated[int, typer.Option(min=1, help="The most per project.")] = 100_000,
+    requests_per_s: Annotated[
+        float, typer.Option(min=0.0, help="Of a project, in the long run; 0 for any number.")
+    ] = 500.0,
+    burst: Annotated[int, typer.Option(min=1, help="Of a project, at once.")] = 1000,
+    shutdown_s: Annotated[
+        float, typer.Option(min=0.1, help="How long requests may go on when asked to end.")
+    ] = 30.0,
+    log_level: Annotated[
+        str, typer.Option(help="debug, info (a line per request), warning or error.")
+    ] = "info",
+    trusted_proxies: Annotated[
+        str,
+        typer.Option(metavar="ADDRESSES", help="Whose X-Forwarded-For is believed; else nobody's."),
+    ] = "",
+    tls_cert: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A chain in PEM.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Its private key in PEM.")
+    ] = None,
+) -> None:
+    """Serve a store to clients that have a key of `moss-voice project create`."""
+    from moss_voice.cli import serving
+
+    if log_level not in {"debug", "info", "warning", "error"}:
+        raise typer.BadParameter("expected debug, info, warning or error", param_hint="--log-level")
+    serving.run_server(
+        shell,
+        store,
+        serving.ServeOptions(
+            host=host,
+            port=port,
+            metrics_port=metrics_port,
+            log_level=log_level,
+            trusted_proxies=trusted_proxies,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            limits={
+                "max_segment_bytes": max_segment_mb << 20,
+                "max_indexes": max_indexes,
+                "requests_per_s": requests_per_s,
+                "burst": burst,
+            },
+            settings={"shutdown_s": shutdown_s},
+        ),
+    )
+
+
+@command(project_app, "create")
+def _project_create(
+    shell: Shell,
+    project: Project,
+    store: Store = None,
+    read_only: ReadOnly = False,
+    expires_in: ExpiresIn = None,
+) -> None:
+    """Make a project, or one more key of it; the key is shown this once."""
+    from moss_voice.cli import serving
+
+    shell.run(
+        serving.create(shell, project, store=store, read_only=read_only, expires_in_s=expires_in)
+    )
+
+
+@command(project_app, "rotate-key")
+def _project_rotate(
+    shell: Shell,
+    project: Project,
+    store: Store = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Rotate the read-only key, not the full one.")
+    ] = False,
+    expires_in: ExpiresIn = None,
+    revoke_old_in: Annotated[
+        float | None,
+        typer.Option(
+            parser=_duration,
+            metavar="DURATION",
+            help="When the old ones end, such as 24h; else when they are revoked.",
+        ),
+    ] = None,
+) -> None:
+    """Make a new key; the old ones work beside it until they end, so that there is no gap."""
+    from moss_voice.cli import serving
+
+    shell.run(
+        serving.rotate(
+            shell,
+            project,
+            store=store,
+            read_only=read_only,
+            expires_in_s=expires_in,
+            end_old_in_s=revoke_old_in,
+        )
+    )
+
+
+@command(project_app, "revoke")
+def _project_revoke(
+    shell: Shell,
+    project: Project,
+    key_ids: Annotated[
+        list[str], typer.Argument(help="As `project list` shows them.", show_default=False)
+    ],
+    store: Store = None,
+) -> None:
+    """End keys for good; servers notice within seconds, and their tokens end with them."""
+    from moss_voice.cli import serving
+
+    shell.run(serving.revoke(shell, project, key_ids, store=store))
+
+
+@command(project_app, "list")
+def _project_list(
+    shell: Shell,
+    project: Annotated[
+        str | None, typer.Argument(help="This project alone.", show_default=False)
+    ] = None,
+    store: Store = None,
+) -> None:
+    """List projects and their keys, without the keys themselves."""
+    from moss_voice.cli import serving
+
+    shell.run(serving.list_keys(shell, project, store=store))

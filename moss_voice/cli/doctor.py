@@ -31,8 +31,8 @@ from moss_voice.call.journal import Header, Journal, Put
 from moss_voice.cli.play import Tally, play, show_wrapped
 from moss_voice.cli.shell import FAILED, Shell, where
 from moss_voice.client import MossClient
-from moss_voice.cloud.log import Commit
 from moss_voice.cloud.cloud import Cloud, open_cloud
+from moss_voice.cloud.log import Commit
 from moss_voice.cloud.names import encode_name
 from moss_voice.embedding import Embedder
 from moss_voice.errors import CloudUnavailableError, MossError

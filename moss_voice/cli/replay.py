@@ -20,8 +20,8 @@ from moss_voice.cli.play import Played, Tally, play, show_rows, show_turn, tally
 from moss_voice.cli.shell import Pace, Shell, plain, where
 from moss_voice.cli.specialist import Visit, ask_specialist
 from moss_voice.client import MossClient
-from moss_voice.cloud.log import decode_segment
 from moss_voice.cloud.cloud import open_cloud
+from moss_voice.cloud.log import decode_segment
 from moss_voice.errors import IndexNotFoundError, InvalidArgumentError, MossError
 from moss_voice.faq import read_documents
 from moss_voice.types import DocumentInfo, GetDocumentsOptions, PushIndexResult

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from rich.table import Table
@@ -15,10 +15,11 @@ from rich.text import Text
 
 from moss_voice.cli.shell import FAILED, Shell, plain
 from moss_voice.cloud.keys import KeyInfo, ProjectKeys
-from moss_voice.cloud.names import decode_name, project_hash
+from moss_voice.cloud.names import decode_name
 from moss_voice.cloud.objects import Objects, open_objects
 from moss_voice.cloud.store import ObjectLog
 from moss_voice.errors import IndexNotFoundError, InvalidArgumentError
+from moss_voice.server.labels import project_hash
 
 __all__ = ["ServeOptions", "create", "list_keys", "revoke", "rotate", "run_server"]
 
@@ -53,7 +54,12 @@ def run_server(shell: Shell, store: str | None, options: ServeOptions) -> None:
         from moss_voice.server import run
         from moss_voice.server.settings import Limits, Settings
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in {"fastapi", "uvicorn", "prometheus_client", "starlette"}:
+        if (error.name or "").partition(".")[0] not in {
+            "fastapi",
+            "uvicorn",
+            "prometheus_client",
+            "starlette",
+        }:
             raise
         raise InvalidArgumentError(
             f'the server needs the package {error.name}: pip install "moss-voice[server]"'

@@ -18,11 +18,19 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from moss_voice.cloud import log
-from moss_voice.cloud.log import Commit, Head, Segment, SegmentRef
+from moss_voice.cloud.log import (
+    GRACE_S,
+    KEEP_COMMITS,
+    Commit,
+    Head,
+    Segment,
+    SegmentRef,
+    StoredSegment,
+)
 from moss_voice.cloud.objects import open_objects
 from moss_voice.cloud.pacing import TRIES, stand_back, together
 from moss_voice.cloud.sealing import Keyring, is_sealed, read_key_id
-from moss_voice.cloud.store import GRACE_S, KEEP_COMMITS, ObjectLog, StoredSegment
+from moss_voice.cloud.store import ObjectLog
 from moss_voice.errors import (
     CloudUnavailableError,
     ConflictError,

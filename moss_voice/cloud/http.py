@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -30,9 +30,7 @@ from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from moss_voice.cloud import log
-from moss_voice.cloud.log import Commit, Head
-from moss_voice.cloud.store import FRESH_S, StoredSegment
-from moss_voice.errors import (
+from moss_voice.cloud.log import FRESH_S, Commit, Head, StoredSegment
     AuthenticationError,
     CloudUnavailableError,
     ConflictError,
@@ -80,7 +78,7 @@ _VISIBLE: Final = re.compile(r"[\x21-\x7e]+")
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _JOB: Final = TypeAdapter(JobStatusResponse)
 # What may pass: a server that is restarted, a proxy before it, a store behind it.
-_PASSING: Final = frozenset({429, 500, 502, 503, 504})
+_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _SUCCESS: Final = frozenset({200, 201, 204})
 _MISSING: Final = frozenset({"not_found", "index_not_found", "job_not_found"})
 _BY_CODE: Final[Mapping[str, type[MossError]]] = {
@@ -720,14 +718,14 @@ class HttpLog:
         wait_s: float | None,
     ) -> MossError:
         told = f"{self.name}: {said}" if said else f"{self.name} answered {status}"
-        if status == 429 or code == RateLimitedError.code:
+        if code == RateLimitedError.code or (status == 429 and code not in _BY_CODE):
             return RateLimitedError(told, retry_after_s=1.0 if wait_s is None else wait_s)
         if status == 401:
             return AuthenticationError(f"{self._refusal()} ({told})" if said else self._refusal())
         if code == ConflictError.code:
             return ConflictError(told, base_version=0, head_version=0)
         kind = _BY_CODE.get(code) or _BY_STATUS.get(status)
-        if kind is not None:
+        if kind is not None and status != 408:
             return kind(told)
         if 300 <= status < 400:
             return CloudUnavailableError(
@@ -1039,8 +1037,8 @@ def _commit(item: Any, index: str | None = None) -> Commit:
 
 @checked_dataclass(config=ConfigDict(hide_input_in_errors=True), frozen=True)
 class _Listed:
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}\z")
-    size_bytes: int = Field(ge=0)
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z")]
+    size_bytes: Annotated[int, Field(ge=0)]
     at: AwareDatetime
 
 

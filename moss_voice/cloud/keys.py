@@ -18,7 +18,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -154,6 +154,26 @@ class ProjectKeys:
         there = await self._objects.stored_at(path) is not None
         await self._objects.delete([path])
         return there
+
+    async def end(self, project: str, key_id: str, *, in_s: float) -> KeyInfo | None:
+        """Let a key end by itself, unless it ends earlier anyway; returns what it is then, if there is one.
+
+        Raises:
+            InvalidArgumentError: If a user chose the key: it has no end, and can only be revoked.
+        """
+        if not _KEY_FILE.fullmatch(f"{key_id}.json"):
+            raise InvalidArgumentError(
+                "key id: expected the twelve hexadecimal digits in the middle of the key"
+            )
+        record = await self._record(project, key_id)
+        if record is None:
+            return None
+        end = self._now() + timedelta(seconds=in_s)
+        if record.expires_at is None or end < record.expires_at:
+            record = replace(record, expires_at=end)
+            path = _key_path(project, key_id)
+            await self._objects.put(path, _RECORD.dump_json(record), if_absent=False)
+        return _info(record)
 
     async def projects(self) -> list[str]:
         """Return the folder names of all projects; a name is told back by `names.decode_name`."""

@@ -37,6 +37,9 @@ from moss_voice.types import OnConflict
 __all__ = [
     "COMMIT_FORMAT",
     "FORMAT",
+    "FRESH_S",
+    "GRACE_S",
+    "KEEP_COMMITS",
     "TOMBSTONE_DAYS",
     "Commit",
     "Head",
@@ -44,6 +47,7 @@ __all__ = [
     "Resolution",
     "Segment",
     "SegmentRef",
+    "StoredSegment",
     "check_name",
     "compact",
     "compaction_start",
@@ -70,6 +74,12 @@ COMMIT_FORMAT: Final = 2
 # A writer that was offline for longer than this may bring a deleted document back by a merge.
 TOMBSTONE_DAYS: Final = 30
 MAX_SEGMENTS: Final = 16
+# What a reader may still be loading, and a writer may still build upon.
+KEEP_COMMITS: Final = 10
+GRACE_S: Final = 24 * 3600.0
+# A segment found already stored is only relied on while it is far younger than the grace period; and
+# one that nothing names any more is left for as long, since a push may be about to name it again.
+FRESH_S: Final = 3600.0
 
 _MAX_NAME: Final = 200
 _MAX_HEADER_BYTES: Final = 1 << 20
@@ -258,6 +268,14 @@ class Head(NamedTuple):
     def alive(self) -> Commit | None:
         """The newest commit, unless the index is deleted."""
         return None if self.commit is None or self.commit.deleted else self.commit
+
+
+class StoredSegment(NamedTuple):
+    """A segment that is stored, whether or not a commit names it."""
+
+    sha256: str
+    size_bytes: int
+    at: datetime
 
 
 def decode_commit(data: Buffer) -> Commit:

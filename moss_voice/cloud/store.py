@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from moss_voice.cloud import log
 from moss_voice.cloud.keys import ProjectKeys, utc_now
-from moss_voice.cloud.log import Commit, Head
+from moss_voice.cloud.log import FRESH_S, GRACE_S, KEEP_COMMITS, Commit, Head, StoredSegment
 from moss_voice.cloud.names import encode_name
 from moss_voice.cloud.objects import Objects
 from moss_voice.cloud.pacing import TRIES, stand_back, together
@@ -38,28 +38,13 @@ from moss_voice.errors import (
 )
 from moss_voice.types import JobStatusResponse
 
-__all__ = ["FRESH_S", "GRACE_S", "KEEP_COMMITS", "ObjectLog", "StoredSegment"]
-
-# What a reader may still be loading, and a writer may still build upon.
-KEEP_COMMITS: Final = 10
-GRACE_S: Final = 24 * 3600.0
-# A segment found already stored is only relied on while it is far younger than the grace period; and
-# one that nothing names any more is left for as long, since a push may be about to name it again.
-FRESH_S: Final = 3600.0
+__all__ = ["ObjectLog"]
 
 _COMMIT_FILE: Final = re.compile(r"(\d{12})\.json")
 _SEGMENT_FILE: Final = re.compile(r"[0-9a-f]{64}")
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _JOB: Final = TypeAdapter(JobStatusResponse)
 _REMEMBERED: Final = 1024
-
-
-class StoredSegment(NamedTuple):
-    """A segment that is stored, whether or not a commit names it."""
-
-    sha256: str
-    size_bytes: int
-    at: datetime
 
 
 class _Entry(NamedTuple):

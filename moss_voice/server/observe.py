@@ -6,7 +6,6 @@ requests and keys. Never a path, a query, a header, a body, a name or a key.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -21,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moss_voice.server.refusals import answer
 
-__all__ = ["JsonLines", "Metrics", "Observer", "project_hash"]
+__all__ = ["JsonLines", "Metrics", "Observer"]
 
 _METHODS: Final = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"})
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9-]{8,64}")
@@ -37,11 +36,6 @@ _HEADERS: Final = (
 
 requests = logging.getLogger("moss_voice.server.requests")
 faults = logging.getLogger("moss_voice.server.faults")
-
-
-def project_hash(project: str) -> str:
-    """Return what stands for a project in logs."""
-    return hashlib.sha256(project.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 class Metrics:

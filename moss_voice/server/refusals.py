@@ -144,7 +144,39 @@ async def on_invalid_request(request: Request, error: Exception) -> Response:  #
 
 # Parts of a path into a body that may be told: the names of fields, not keys that somebody made up.
 _FIELDS: Final = frozenset(
-    ["path", "query", "body", "header", "project", "index", "version", "sha256", "job_id", "documents", "document", "id", "ids", "text", "metadata", "payload", "embedding", "model_id", "expires_in_s", "read_only", "grace_s", "keep", "offset", "limit", "status", "progress", "current_phase", "error", "created_at", "updated_at", "completed_at"]
+    [
+        "path",
+        "query",
+        "body",
+        "header",
+        "project",
+        "index",
+        "version",
+        "sha256",
+        "job_id",
+        "documents",
+        "document",
+        "id",
+        "ids",
+        "text",
+        "metadata",
+        "payload",
+        "embedding",
+        "model_id",
+        "expires_in_s",
+        "read_only",
+        "grace_s",
+        "keep",
+        "offset",
+        "limit",
+        "status",
+        "progress",
+        "current_phase",
+        "error",
+        "created_at",
+        "updated_at",
+        "completed_at",
+    ]
 )
 
 

@@ -15,8 +15,9 @@ from moss_voice.server.answers import ErrorAnswer
 from moss_voice.server.documents import Library
 from moss_voice.server.events import Hub
 from moss_voice.server.intake import Intake
+from moss_voice.server.labels import project_hash
 from moss_voice.server.names import named
-from moss_voice.server.observe import Metrics, project_hash
+from moss_voice.server.observe import Metrics
 from moss_voice.server.readiness import Readiness
 from moss_voice.server.refusals import Refusal
 from moss_voice.server.settings import Limits, Settings
