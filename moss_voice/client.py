@@ -820,7 +820,8 @@ class MossClient:
         for name in dict.fromkeys(index_names):
             before = await remote.cloud.history(remote.project, name)
             found = await remote.cloud.forget(remote.project, name, matches, dry_run=dry_run)
-            if found is None or not (found.documents or found.older or found.pending):
+            told = (found.documents, found.older, found.removed, found.pending) if found else ()
+            if found is None or not any(told):
                 continue
             results.append(found)
             if not dry_run:

@@ -38,7 +38,7 @@ class Server:
         self._environ = {**os.environ, **(environ or {})}
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `close` does
         self._projects = 0
 
     def __repr__(self) -> str:

@@ -31,6 +31,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from moss_voice.cloud import log
 from moss_voice.cloud.log import FRESH_S, Commit, Head, StoredSegment
+from moss_voice.errors import (
     AuthenticationError,
     CloudUnavailableError,
     ConflictError,
@@ -908,6 +909,7 @@ class EventStream:
         self._rest = b""
         self._event = ""
         self._data: list[str] = []
+        self._size = 0
 
     def feed(self, part: bytes) -> list[tuple[str, str]]:
         """Return the events that are complete now: their types and data. Comments are passed over.
@@ -925,6 +927,7 @@ class EventStream:
             line = raw.decode("utf-8", "replace").removeprefix("\ufeff")
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
+            self._size += len(raw)
             if name == "event":
                 self._event = value
             elif name == "data":
@@ -932,8 +935,8 @@ class EventStream:
             elif not line:
                 if self._data:
                     events.append((self._event or "message", "\n".join(self._data)))
-                self._event, self._data = "", []
-        if len(self._rest) + sum(len(line) + 1 for line in self._data) > _MAX_EVENT_BYTES:
+                self._event, self._data, self._size = "", [], 0
+        if len(self._rest) + self._size > _MAX_EVENT_BYTES:
             raise CloudUnavailableError("the server's events are longer than a moss-voice server's")
         return events
 

@@ -86,6 +86,16 @@ class Objects:
     def __repr__(self) -> str:
         return f"<Objects {self.name}>"
 
+    async def check(self) -> None:
+        """Raise `CloudUnavailableError` unless the store answers.
+
+        A directory must be there: one that a volume was mounted on would else be made anew in its place.
+        """
+        if self._directory is None:
+            await self.listing("~ready")
+        elif not await asyncio.to_thread(os.access, self._directory, os.R_OK | os.W_OK | os.X_OK):
+            raise CloudUnavailableError(f"{self.name} is not there, or not to be written")
+
     async def put(self, path: str, data: bytes | memoryview, *, if_absent: bool) -> bool:
         """Store an object whole; False where `if_absent` and there is one."""
         with _translated(f"write to {self.name}"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +23,7 @@ from moss_voice.server.events import Hub
 from moss_voice.server.intake import Intake
 from moss_voice.server.names import RawPaths
 from moss_voice.server.observe import Metrics, Observer
+from moss_voice.server.quota import Quota
 from moss_voice.server.readiness import Readiness
 from moss_voice.server.refusals import (
     Refusal,
@@ -36,6 +38,8 @@ from moss_voice.server.state import State
 
 __all__ = ["create_app"]
 
+# Requests with documents that are in memory at a time; the others wait unread.
+_LARGE_BODIES: Final = 4
 # Bodies that a route reads itself, once it has looked at the key.
 _BODIES = (
     answers.CollectRequest,
@@ -62,16 +66,19 @@ def create_app(
     """
     settings = settings or Settings()
     cloud = Cloud(log)
+    quota = Quota(log, most=settings.limits.max_indexes)
     here = State(
         log=log,
         cloud=cloud,
         settings=settings,
         gate=Gate(log.keys, settings),
-        intake=Intake(log, settings),
+        quota=quota,
+        intake=Intake(log, settings, quota=quota),
         hub=Hub(log, settings),
         library=Library(cloud, settings.limits),
         readiness=Readiness(log),
         metrics=Metrics(),
+        large_bodies=asyncio.Semaphore(_LARGE_BODIES),
     )
 
     @asynccontextmanager

@@ -15,10 +15,18 @@ from starlette.requests import ClientDisconnect, Request
 
 from moss_voice.server.refusals import Refusal, told
 
-__all__ = ["SMALL_BYTES", "Spool", "chunks", "json_body", "of_json", "read_small"]
+__all__ = [
+    "IN_MEMORY_BYTES",
+    "SMALL_BYTES",
+    "Spool",
+    "chunks",
+    "json_body",
+    "of_json",
+    "read_small",
+]
 
 # Below this, bytes stay in memory; above, in a file without a name.
-_IN_MEMORY: Final = 1 << 20
+IN_MEMORY_BYTES: Final = 1 << 20
 # Of a request that says what to do, and holds no documents.
 SMALL_BYTES: Final = 256 << 10
 
@@ -76,7 +84,7 @@ class Spool:
         """Take some more."""
         self._waiting += chunk
         self.size_bytes += len(chunk)
-        if len(self._waiting) > _IN_MEMORY:
+        if len(self._waiting) > IN_MEMORY_BYTES:
             await asyncio.to_thread(self._flush)
 
     def _flush(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from moss_voice.cloud.cloud import Cloud, Pushed
+from moss_voice.cloud.cloud import Cloud
 from moss_voice.cloud.keys import utc_now
 from moss_voice.cloud.log import Commit, Segment, SegmentRef, decode_segment, resolve
 from moss_voice.errors import CorruptDataError, MossError
@@ -26,7 +26,7 @@ from moss_voice.index import encode_document
 from moss_voice.keywords import Postings
 from moss_voice.server import checks
 from moss_voice.server.answers import MergeDocuments
-from moss_voice.server.bodies import Spool
+from moss_voice.server.bodies import Spool, of_json
 from moss_voice.server.refusals import Refusal, refusing
 from moss_voice.server.settings import Limits
 from moss_voice.text import ANALYZER, term_ids
@@ -104,7 +104,7 @@ class Library:
         if commit is None:
             raise Refusal(404, "index_not_found", "there is no such index")
         if commit.key_ids:
-            raise Refusal(409, "encrypted", "the index is encrypted: only its clients can read it")
+            raise _encrypted()
         return commit
 
     async def _texts(self, project: str, commit: Commit) -> _Texts:
@@ -153,23 +153,29 @@ class Library:
 
     # --- changing ----------------------------------------------------------------------------------
 
-    async def merge(self, project: str, index: str, wanted: MergeDocuments) -> Pushed:
-        """Add documents, and update those whose id is there.
+    async def merge(self, project: str, index: str, data: bytes) -> Commit:
+        """Add documents, and update those whose id is there; returns the version with them.
+
+        Args:
+            project: The project's id.
+            index: The index's name; where there is none, it is made.
+            data: The body of the request.
 
         Raises:
             Refusal: 400 where a document is not sound, 409 where the index is encrypted.
         """
-        rows = await asyncio.to_thread(self._checked, wanted)
-        head = (await self._cloud.log.head(project, index)).alive
-        if head is not None:
-            await self._readable(project, index)
-            if (head.model_id, head.dim) != (wanted.model_id, rows.dim):
+        async with self._busy:
+            rows = await asyncio.to_thread(lambda: self._checked(of_json(data, MergeDocuments)))
+            head = (await self._cloud.log.head(project, index)).alive
+            if head is not None and head.key_ids:
+                raise _encrypted()
+            if head is not None and (head.model_id, head.dim) != (rows.model_id, rows.dim):
                 raise Refusal(
                     400,
                     "model_mismatch",
                     f"model_id or embedding: the index belongs to another model ({head.dim} dimensions)",
                 )
-        return await self._push(project, index, head, rows, ())
+            return await self._push(project, index, head, rows, ())
 
     async def delete(self, project: str, index: str, ids: Sequence[str]) -> tuple[Commit, int]:
         """Delete documents; returns the version without them, and how many there were."""
@@ -178,8 +184,8 @@ class Library:
         there = [id_ for id_ in dict.fromkeys(ids) if id_ in texts.row_of]
         if not there:
             return head, 0
-        pushed = await self._push(project, index, head, None, there)
-        return pushed.commit, len(there)
+        async with self._busy:
+            return await self._push(project, index, head, None, there), len(there)
 
     def _checked(self, wanted: MergeDocuments) -> Segment:
         documents = wanted.documents
@@ -218,7 +224,7 @@ class Library:
         head: Commit | None,
         rows: Segment | None,
         doomed: Sequence[str],
-    ) -> Pushed:
+    ) -> Commit:
         """Push rows or tombstones that are newer than all that is there."""
         now_ms = int(self._now().timestamp() * 1000)
         if head is None:
@@ -226,10 +232,10 @@ class Library:
             delta = _stamped(rows, (), now_ms)
             count = len(rows)
         else:
-            async with self._busy, self._opened(project, head) as there:
-                at = max([now_ms, *(_latest(segment) + 1 for segment in there)])
+            async with self._opened(project, head) as there:
+                newest = max([now_ms, *(_latest(segment) + 1 for segment in there)])
                 empty = _no_rows(head) if rows is None else rows
-                delta = _stamped(empty, doomed, at)
+                delta = _stamped(empty, doomed, newest)
                 count = (await asyncio.to_thread(resolve, [*there, delta])).doc_count
         pushed = await self._cloud.push(
             project,
@@ -243,11 +249,18 @@ class Library:
             analyzer=delta.analyzer,
             on_conflict="merge",
         )
-        at_ = pushed.commit.updated_at
-        job = JobStatusResponse(pushed.commit.job_id, "completed", 1.0, None, None, at_, at_, at_)
+        commit = pushed.commit
+        at = commit.updated_at
         with suppress(MossError):  # the push itself stands
-            await self._cloud.put_job(project, job)
-        return pushed
+            await self._cloud.put_job(
+                project,
+                JobStatusResponse(commit.job_id, "completed", 1.0, None, None, at, at, at),
+            )
+        return commit
+
+
+def _encrypted() -> Refusal:
+    return Refusal(409, "encrypted", "the index is encrypted: only its clients can read it")
 
 
 def _texts(segments: Sequence[Segment]) -> _Texts:
@@ -299,7 +312,10 @@ def _unit(embeddings: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
             f"documents.{row}.embedding: expected finite numbers, not all 0",
         )
     scaled = rows / largest
-    return (scaled / np.linalg.norm(scaled, axis=1, keepdims=True)).astype(np.float32)
+    unit: npt.NDArray[np.float32] = (scaled / np.linalg.norm(scaled, axis=1, keepdims=True)).astype(
+        np.float32
+    )
+    return unit
 
 
 def _latest(segment: Segment) -> int:

@@ -11,10 +11,9 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -23,7 +22,7 @@ from moss_voice.errors import MossError
 from moss_voice.server.refusals import Refusal
 from moss_voice.server.settings import Settings
 
-__all__ = ["EventStream", "Hub"]
+__all__ = ["EventStream", "Hub", "Subscription"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,8 @@ class Hub:
         self._settings = settings
         self._channels: dict[tuple[str, str], _Channel] = {}
         self._per_project: Counter[str] = Counter()
-        self._closing = False
+        self.heartbeat_s = settings.heartbeat_s
+        self.closing = False
 
     def __repr__(self) -> str:
         return f"<Hub {len(self)} subscribers of {len(self._channels)} indexes>"
@@ -73,18 +73,18 @@ class Hub:
 
     def close(self) -> None:
         """End every stream, now and from now on."""
-        self._closing = True
+        self.closing = True
         for channel in self._channels.values():
             channel.wake()
 
     async def subscribe(
         self, project: str, index: str, *, stands: Callable[[], Awaitable[bool]]
-    ) -> AsyncIterator[int | None]:
-        """Begin to watch: what is returned yields versions, and None as a sign of life.
+    ) -> Subscription:
+        """Begin to watch an index, which need not exist yet.
 
         Args:
             project: The project's id.
-            index: The index's name; it need not exist yet.
+            index: The index's name.
             stands: Tells whether the subscriber may still watch.
 
         Raises:
@@ -94,26 +94,7 @@ class Hub:
             raise Refusal(
                 429, "rate_limited", "too many event streams of this project", retry_after_s=10
             )
-        self._per_project[project] += 1
-        try:
-            version = await self._look(project, index)
-        except BaseException:
-            self._leave(project)
-            raise
-        return self._versions(project, index, version, stands)
-
-    def _leave(self, project: str) -> None:
-        self._per_project[project] -= 1
-        if not self._per_project[project]:
-            del self._per_project[project]
-
-    async def _look(self, project: str, index: str) -> int:
-        commit = (await self._log.head(project, index)).commit
-        return commit.version if commit is not None else 0
-
-    async def _versions(
-        self, project: str, index: str, version: int, stands: Callable[[], Awaitable[bool]]
-    ) -> AsyncIterator[int | None]:
+        version = await self._look(project, index)
         key = (project, index)
         channel = self._channels.get(key)
         if channel is None:
@@ -121,34 +102,25 @@ class Hub:
             channel.poller = asyncio.create_task(self._poll(channel, project, index))
         else:
             channel.tell(max(version, channel.version))
-        event = asyncio.Event()
-        channel.subscribers.add(event)
-        told: int | None = None
-        try:
-            while not self._closing and await self._may(stands):
-                event.clear()
-                if told != channel.version:
-                    told = channel.version
-                    yield told
-                    continue
-                try:
-                    async with asyncio.timeout(self._settings.heartbeat_s):
-                        await event.wait()
-                except TimeoutError:
-                    yield None
-        finally:
-            channel.subscribers.discard(event)
-            self._leave(project)
-            if not channel.subscribers:
-                self._channels.pop(key, None)
-                if channel.poller is not None:
-                    channel.poller.cancel()
+        self._per_project[project] += 1
+        return Subscription(self, channel, key, stands)
 
-    async def _may(self, stands: Callable[[], Awaitable[bool]]) -> bool:
-        try:
-            return await stands()
-        except MossError:
-            return True  # the store does not answer now: that takes nobody's right away
+    def leave(self, subscription: Subscription) -> None:
+        """End a subscription, and the looking where it was the last; once for each."""
+        project = subscription.key[0]
+        self._per_project[project] -= 1
+        if not self._per_project[project]:
+            del self._per_project[project]
+        channel = subscription.channel
+        channel.subscribers.discard(subscription.event)
+        if not channel.subscribers and self._channels.get(subscription.key) is channel:
+            del self._channels[subscription.key]
+            if channel.poller is not None:
+                channel.poller.cancel()
+
+    async def _look(self, project: str, index: str) -> int:
+        commit = (await self._log.head(project, index)).commit
+        return commit.version if commit is not None else 0
 
     async def _poll(self, channel: _Channel, project: str, index: str) -> None:
         """Look for versions that came another way."""
@@ -164,18 +136,61 @@ class Hub:
                 channel.tell(version)
 
 
+class Subscription:
+    """One who watches: an iterator over versions, with None now and then as a sign of life."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        channel: _Channel,
+        key: tuple[str, str],
+        stands: Callable[[], Awaitable[bool]],
+    ) -> None:
+        self.channel = channel
+        self.key = key
+        self.event = asyncio.Event()
+        self._hub = hub
+        self._stands = stands
+        self._told: int | None = None
+        channel.subscribers.add(self.event)
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> int | None:
+        if self._told == self.channel.version and not self._hub.closing:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._hub.heartbeat_s):
+                    await self.event.wait()
+        self.event.clear()
+        if self._hub.closing or not await self._may_stay():
+            raise StopAsyncIteration
+        if self._told == self.channel.version:
+            return None
+        self._told = self.channel.version
+        return self._told
+
+    async def _may_stay(self) -> bool:
+        try:
+            return await self._stands()
+        except MossError:
+            return True  # the store does not answer now: that takes nobody's right away
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._hub.leave(self)
+
+
 class EventStream(Response):
     """Server-sent events; ends when the versions do, or when nobody listens any more."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, versions: AsyncIterator[int | None], *, background: BackgroundTask | None = None
-    ) -> None:
-        """Take what to tell."""
-        self._versions = versions
+    def __init__(self, subscription: Subscription) -> None:
+        """Take what to tell; it is closed at the end."""
+        self._subscription = subscription
         self.status_code = 200
-        self.background = background
+        self.background = None
         # Proxies such as nginx would else hold back what they take for a small page.
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
@@ -191,13 +206,13 @@ class EventStream(Response):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-            await self._versions.aclose()  # type: ignore[attr-defined]
+            self._subscription.close()
 
     async def _tell(self, send: Send) -> None:
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        async for version in self._versions:
+        async for version in self._subscription:
             said = (
                 ": still here\n\n"
                 if version is None

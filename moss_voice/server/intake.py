@@ -11,25 +11,26 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Final, NamedTuple
 
 from moss_voice.cloud.keys import utc_now
 from moss_voice.cloud.log import Commit, Head, decode_commit
-from moss_voice.cloud.names import encode_name
 from moss_voice.cloud.store import ObjectLog
 from moss_voice.errors import CorruptDataError
 from moss_voice.server import checks
-from moss_voice.server.bodies import Spool
+from moss_voice.server.bodies import IN_MEMORY_BYTES, Spool
 from moss_voice.server.checks import Facts
+from moss_voice.server.quota import Quota
 from moss_voice.server.refusals import Refusal, refusing
 from moss_voice.server.settings import Settings
 
 __all__ = ["Intake", "Taken"]
 
 _REMEMBERED: Final = 10_000
-# How long the count of a project's indexes is believed.
-_COUNTED_S: Final = 10.0
+# Segments that are too large for memory and are under way at a time.
+_LARGE: Final = 32
 
 
 class Taken(NamedTuple):
@@ -43,12 +44,19 @@ class Intake:
     """Checks and stores; one per server."""
 
     def __init__(
-        self, log: ObjectLog, settings: Settings, *, now: Callable[[], datetime] = utc_now
+        self,
+        log: ObjectLog,
+        settings: Settings,
+        *,
+        quota: Quota,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
-        """Take the log to store into."""
+        """Take the log to store into, and what counts indexes."""
         self._log = log
         self._settings = settings
+        self._quota = quota
         self._now = now
+        self._large = 0
         self._facts: OrderedDict[str, Facts] = OrderedDict()
         # Checking computes: two at a time, so that requests that only wait are not held up.
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="moss-voice-check")
@@ -67,18 +75,34 @@ class Intake:
         Raises:
             Refusal: If it is not the segment of that hash, or not sound.
         """
-        spool = Spool()
-        try:
-            async for chunk in body:
-                await spool.write(chunk)
+        await self._quota.admit(project, index)
+        async with self._spooled(body) as spool:
             with refusing():
-                data = await self._checked(spool, sha256)
+                data, _ = await self._checked(spool, sha256)
             sent = await self._log.write_segment(project, index, sha256, data)
             return Taken(len(data), sent)
+
+    @asynccontextmanager
+    async def _spooled(self, parts: AsyncIterator[bytes]) -> AsyncIterator[Spool]:
+        """Collect bytes; of many at a time that are large, some are refused."""
+        spool = Spool()
+        large = False
+        try:
+            async for part in parts:
+                if not large and spool.size_bytes + len(part) > IN_MEMORY_BYTES:
+                    if self._large >= _LARGE:
+                        raise Refusal(
+                            429, "rate_limited", "too many large segments at once", retry_after_s=1
+                        )
+                    large = True
+                    self._large += 1
+                await spool.write(part)
+            yield spool
         finally:
+            self._large -= large
             spool.close()
 
-    async def _checked(self, spool: Spool, sha256: str) -> memoryview:
+    async def _checked(self, spool: Spool, sha256: str) -> tuple[memoryview, Facts]:
         def check() -> tuple[memoryview, Facts]:
             digest, data = spool.finish()
             if digest != sha256:
@@ -92,27 +116,29 @@ class Intake:
         self._facts.move_to_end(sha256)
         if len(self._facts) > _REMEMBERED:
             self._facts.popitem(last=False)
-        return data
+        return data, facts
 
     async def _facts_of(self, project: str, index: str, sha256: str) -> Facts | None:
         """Return what is in a stored segment; None where there is none."""
-        if sha256 in self._facts:
+        known = self._facts.get(sha256)
+        if known is not None:
             there = await self._log.segment_stored_at(project, index, sha256) is not None
-            return self._facts.get(sha256) if there else None
+            return known if there else None
         parts = await self._log.read_segment(project, index, sha256)
         if parts is None:
             return None
-        spool = Spool()
-        try:
-            async for part in parts:
-                await spool.write(part)
-                if spool.size_bytes > self._settings.limits.max_segment_bytes:
-                    raise Refusal(413, "too_large", f"segment {sha256[:12]} is larger than allowed")
+        async with self._spooled(self._bounded(parts, sha256)) as spool:
             with refusing():
-                await self._checked(spool, sha256)
-        finally:
-            spool.close()
-        return self._facts.get(sha256)
+                _, facts = await self._checked(spool, sha256)
+        return facts
+
+    async def _bounded(self, parts: AsyncIterator[bytes], sha256: str) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in parts:
+            size += len(part)
+            if size > self._settings.limits.max_segment_bytes:
+                raise Refusal(413, "too_large", f"segment {sha256[:12]} is larger than allowed")
+            yield part
 
     # --- commits -----------------------------------------------------------------------------------
 
@@ -144,8 +170,7 @@ class Intake:
             raise _conflict(head)
         with refusing():
             checks.check_successor(commit, head)
-        if head.alive is None:
-            await self.admit(project, index)
+        await self._quota.admit(project, index)
         await self._check_segments(project, commit, head)
         if not await self._log.write_commit(project, commit):
             raise _conflict(await self._log.head(project, index))
@@ -165,28 +190,6 @@ class Intake:
                 )
             with refusing():
                 checks.check_reference(ref, facts, commit)
-
-    async def admit(self, project: str, index: str) -> None:
-        """Make sure that a project may have one more index.
-
-        Raises:
-            Refusal: 429 if it has as many as it may have.
-        """
-        most = self._settings.limits.max_indexes
-        folders = await self._log.objects.folders(encode_name(project, what="project id"))
-        there = [f for f in folders if not f.rpartition("/")[2].startswith("~")]
-        mine = encode_name(index)
-        if any(f.rpartition("/")[2] == mine for f in there):
-            return
-        # Deleted ones leave a folder behind, so the folders may be more than there are indexes.
-        if len(there) < most or len(await self._log.heads(project)) < most:
-            return
-        raise Refusal(
-            429,
-            "too_large",
-            f"the project has {most} indexes, as many as it may have; delete some",
-            retry_after_s=60,
-        )
 
 
 def _conflict(head: Head) -> Refusal:

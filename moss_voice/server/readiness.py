@@ -31,7 +31,7 @@ class Readiness:
             if clock() - self._at > _VALID_S:
                 try:
                     async with asyncio.timeout(_PATIENCE_S):
-                        await self._log.objects.listing("~ready")
+                        await self._log.objects.check()
                     self._ready = True
                 except (MossError, TimeoutError):
                     self._ready = False

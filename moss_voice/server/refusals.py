@@ -182,7 +182,7 @@ _FIELDS: Final = frozenset(
 
 def told(errors: Any) -> str:
     """Return the first fault that pydantic found, without anything of the input."""
-    first = next(iter(errors), {})
+    first: Mapping[str, Any] = next(iter(errors), {})
     where: list[str] = []
     for part in first.get("loc", ()):
         if not isinstance(part, int) and part not in _FIELDS:

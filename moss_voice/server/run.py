@@ -47,12 +47,12 @@ def listen(host: str, port: int) -> socket.socket:
         except BaseException:
             listener.close()
             raise
-        return listener
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InvalidArgumentError(
             f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
         ) from None
+    return listener
 
 
 def serve(
@@ -84,6 +84,8 @@ def serve(
         app,
         log_config=None,
         access_log=False,
+        # Longer than balancers keep a connection that they may use again any moment.
+        timeout_keep_alive=75,
         server_header=False,
         ws="none",
         lifespan="on",
@@ -125,7 +127,7 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets=sockets)
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         """Take the signals; uvicorn's own would raise them anew at the end, and die of them."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

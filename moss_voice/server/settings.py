@@ -36,7 +36,7 @@ class Limits(BaseModel):
     max_segment_bytes: _Bytes = 512 << 20
     max_commit_bytes: _Bytes = 1 << 20
     max_commit_segments: Annotated[int, Field(ge=1)] = 1000
-    max_request_bytes: _Bytes = 32 << 20
+    max_request_bytes: _Bytes = 16 << 20
     max_request_documents: Annotated[int, Field(ge=1)] = 10_000
     max_document_bytes: _Bytes = 1 << 20
     max_text_bytes: _Bytes = 256 << 10

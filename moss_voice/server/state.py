@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from moss_voice.server.intake import Intake
 from moss_voice.server.labels import project_hash
 from moss_voice.server.names import named
 from moss_voice.server.observe import Metrics
+from moss_voice.server.quota import Quota
 from moss_voice.server.readiness import Readiness
 from moss_voice.server.refusals import Refusal
 from moss_voice.server.settings import Limits, Settings
@@ -33,11 +35,13 @@ class State:
     cloud: Cloud
     settings: Settings
     gate: Gate
+    quota: Quota
     intake: Intake
     hub: Hub
     library: Library
     readiness: Readiness
     metrics: Metrics
+    large_bodies: asyncio.Semaphore
 
     @property
     def limits(self) -> Limits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -66,20 +65,15 @@ async def merge_documents(
 
     An index that is not there is made.
     """
-    data = await read_small(
-        request, most=here.limits.max_request_bytes, idle_s=here.settings.body_idle_s
-    )
-    await here.intake.admit(project, index)
-    pushed = await here.library.merge(
-        project, index, await asyncio.to_thread(of_json, data, MergeDocuments)
-    )
+    async with here.large_bodies:
+        data = await read_small(
+            request, most=here.limits.max_request_bytes, idle_s=here.settings.body_idle_s
+        )
+        await here.quota.admit(project, index)
+        commit = await here.library.merge(project, index, data)
     here.metrics.commits.labels("documents").inc()
-    here.hub.notify(project, index, pushed.commit.version)
-    return DocumentsMerged(
-        version=pushed.commit.version,
-        doc_count=pushed.commit.doc_count,
-        job_id=pushed.commit.job_id,
-    )
+    here.hub.notify(project, index, commit.version)
+    return DocumentsMerged(version=commit.version, doc_count=commit.doc_count, job_id=commit.job_id)
 
 
 @router.post(

@@ -82,6 +82,7 @@ async def delete_index(
 ) -> None:
     """Delete an index with all its versions."""
     await here.log.delete_index(project, index)
+    here.quota.forget(project, index)
     here.metrics.commits.labels("delete").inc()
     await _tell(here, project, index)
 
@@ -232,5 +233,6 @@ async def watch(
     index: IndexName,
 ) -> Response:
     """Tell of new versions as they are made; the stream ends with the server, or with the key."""
-    versions = await here.hub.subscribe(project, index, stands=lambda: here.gate.stands(access))
-    return EventStream(versions)
+    return EventStream(
+        await here.hub.subscribe(project, index, stands=lambda: here.gate.stands(access))
+    )

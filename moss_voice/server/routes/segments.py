@@ -120,7 +120,6 @@ async def put_segment(
     """Store a segment, once all of it was checked."""
     body = chunks(request, most=here.limits.max_segment_bytes, idle_s=here.settings.body_idle_s)
     try:
-        await here.intake.admit(project, index)
         taken = await here.intake.take_segment(project, index, sha256, body)
     except Refusal as refused:
         here.metrics.rejected.labels("segment", refused.code).inc()
