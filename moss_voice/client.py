@@ -47,7 +47,7 @@ from moss_voice.errors import (
 )
 from moss_voice.filters import parse_filter
 from moss_voice.index import decode_document
-from moss_voice.recovery import recover_journals, send_waiting
+from moss_voice.recovery import find_waiting, recover_journals, send_waiting
 from moss_voice.session import Progress, SessionIndex
 from moss_voice.types import (
     DocumentInfo,
@@ -847,7 +847,8 @@ class MossClient:
             JobNotFoundError: If the cloud knows no such job.
         """
         remote = await self._remote()
-        return await remote.cloud.get_job(remote.project, job_id)
+        waiting = await find_waiting(remote, job_id)
+        return waiting or await remote.cloud.get_job(remote.project, job_id)
 
     async def wait_for_job(self, job_id: str, *, timeout_s: float = 600.0) -> JobStatusResponse:
         """Wait until a job is completed or has failed.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import logging
+from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +17,11 @@ from moss_voice.call.journal import Contents, Delete, Header, Journal, Put, find
 from moss_voice.cloud.cloud import Encoded
 from moss_voice.errors import CloudUnavailableError, JournalError, MossError
 from moss_voice.session import SessionIndex
-from moss_voice.types import DocumentInfo, RecoveredCall
+from moss_voice.types import DocumentInfo, JobStatusResponse, RecoveredCall
 from moss_voice.versions import Remote
 from moss_voice.workers import in_worker, in_writer
 
-__all__ = ["recover_journals", "send_waiting"]
+__all__ = ["find_waiting", "recover_journals", "send_waiting"]
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +141,7 @@ async def send_waiting(remote: Remote, index: str | None = None) -> list[Recover
                     remote.cloud.decode, remote.project, entry.index_name, ref, kept.data
                 )
                 encoded = Encoded(await in_worker(decode), kept.data, ref)
-            await remote.cloud.push(
+            pushed = await remote.cloud.push(
                 remote.project,
                 entry.index_name,
                 base_version=entry.base_version,
@@ -154,6 +156,7 @@ async def send_waiting(remote: Remote, index: str | None = None) -> list[Recover
                 ttl_s=entry.ttl_s,
                 count=True,
             )
+            await remote.cloud.report(remote.project, pushed.commit, job_id=entry.job_id)
         except MossError as error:
             if isinstance(error, CloudUnavailableError):
                 remote.outage.noticed()
@@ -163,3 +166,17 @@ async def send_waiting(remote: Remote, index: str | None = None) -> list[Recover
         await in_writer(outbox.drop, path)
         results.append(RecoveredCall(entry.index_name, changes, 0, "pushed"))
     return results
+
+
+async def find_waiting(remote: Remote, job_id: str) -> JobStatusResponse | None:
+    """Tell of a push that waits in the outbox, by its job; None where there is none."""
+    outbox = remote.outbox
+    if outbox is None:
+        return None
+    for path in await in_writer(outbox.find, remote.project):
+        with suppress(MossError):
+            kept = await in_writer(outbox.read, path)
+            if kept is not None and kept.entry.job_id == job_id:
+                at = datetime.fromtimestamp(kept.entry.created_at_ms / 1000, UTC)
+                return JobStatusResponse(job_id, "pending", 0.0, "outbox", None, at, at, None)
+    return None

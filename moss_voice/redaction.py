@@ -275,6 +275,12 @@ class _Reader:
             return ("0", at + 1) if self._is_zero(at) else None
         return self._cardinal(at)
 
+    def _is_number(self, at: int) -> bool:
+        """Whether a number follows, at once or after a comma."""
+        if at >= len(self._raw) or self._raw[at].gap == _Gap.BREAK:
+            return False
+        return self._raw[at].kind == "number" or self._raw[at].value in _NUMERIC
+
     def _repeated(self, at: int) -> tuple[str, int] | None:
         word = self._value(at + 1)
         digit = "0" if word in _OHS else _UNITS.get(word, word)
@@ -285,8 +291,11 @@ class _Reader:
     def _is_zero(self, at: int) -> bool:
         """Tell a digit from an exclamation: it stands among digits, without a pause."""
         before = self._read[-1] if self._read else None
-        if before is not None and before.kind == "number" and before.loose and self._value(at):
-            return True
+        if before is not None and before.kind == "number" and self._raw[at].gap < _Gap.BREAK:
+            if (before.loose or len(before.value) == 2) and self._value(at):
+                return True
+            if self._raw[at].gap == _Gap.COMMA and self._is_number(at + 1):
+                return True
         for ahead in range(at + 1, at + 4):
             word = self._value(ahead)
             if word not in _OHS:
@@ -466,7 +475,7 @@ _TWO_LETTERS: Final = _set(
     " um up us we"
 )
 
-_INSURANCE: Final = _set("insurance nino ni")
+_INSURANCE: Final = _set("national nino ni")
 
 
 class _Piece(NamedTuple):
@@ -496,12 +505,12 @@ def _spelled(text: str, items: Sequence[_Item], at: int) -> str:
     return written.upper() if glued or two or written.isupper() else ""
 
 
-def _code_at(
-    text: str, items: Sequence[_Item], pieces: Sequence[_Piece], first: int, *, insured: bool
-) -> int:
+def _code_at(text: str, items: Sequence[_Item], pieces: Sequence[_Piece], first: int) -> int:
     """Return after which piece a code that begins with one ends, or 0."""
     spelled = ""
     after = first
+    began = pieces[first].at
+    insured = any(item.value in _INSURANCE for item in items[max(0, began - 8) : began])
     while after < len(pieces) and len(spelled) < 16:
         spelled += pieces[after].text
         after += 1
@@ -536,8 +545,7 @@ def _codes(text: str, items: Sequence[_Item]) -> Iterator[tuple[int, int]]:
             for place in range(first, after)
             if items[place].value not in _BRIDGES and (spelled := _spelled(text, items, place))
         ]
-        heard = [item.value for item in items[max(0, first - 8) : first]]
-        yield from _codes_in(text, items, pieces, heard)
+        yield from _codes_in(text, items, pieces)
 
 
 def _is_part(text: str, items: Sequence[_Item], at: int) -> bool:
@@ -545,16 +553,15 @@ def _is_part(text: str, items: Sequence[_Item], at: int) -> bool:
 
 
 def _codes_in(
-    text: str, items: Sequence[_Item], pieces: Sequence[_Piece], heard: Sequence[str]
+    text: str, items: Sequence[_Item], pieces: Sequence[_Piece]
 ) -> Iterator[tuple[int, int]]:
     spelled = "".join(piece.text for piece in pieces)
     if len(spelled) < 8 or spelled.isdigit():
         return
-    insured = not _INSURANCE.isdisjoint(heard)
     first = 0
     while first < len(pieces):
         inside = first > 0 and (pieces[first - 1].text[-1] + pieces[first].text[0]).isdigit()
-        after = 0 if inside else _code_at(text, items, pieces, first, insured=insured)
+        after = 0 if inside else _code_at(text, items, pieces, first)
         if after:
             yield pieces[first].at, pieces[after - 1].at + 1
         first = after or first + 1

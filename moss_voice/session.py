@@ -56,7 +56,6 @@ from moss_voice.text import ANALYZER, term_ids
 from moss_voice.types import (
     DocumentInfo,
     GetDocumentsOptions,
-    JobStatusResponse,
     MergedChanges,
     MutationOptions,
     OnConflict,
@@ -849,10 +848,8 @@ class SessionIndex:
 
     async def _report(self, commit: Commit) -> None:
         """Store the job of a push, so that any process can ask for it."""
-        at = commit.updated_at
-        job = JobStatusResponse(commit.job_id, "completed", 1.0, None, None, at, at, at)
         try:
-            await self._remote.cloud.put_job(self._remote.project, job)
+            await self._remote.cloud.report(self._remote.project, commit)
         except MossError as error:
             # The push itself stands.
             logger.warning("push of index %r: its job was not stored (%s)", self._name, error.code)

@@ -182,6 +182,7 @@ def refusal(status: int, code: str, message: str = "no", **headers: str) -> byte
     return reply(status, {"error": {"code": code, "message": message}}, **headers)
 
 
+SENT = reply(201, {"sha256": SHA, "size_bytes": 1, "sent": True})
 NOT_FOUND = refusal(404, "not_found")
 
 
@@ -755,26 +756,32 @@ async def test_collecting_and_deleting() -> None:
             await log.delete_index("p", "i")
 
 
-@EVERY
-async def test_others_that_answer_are_not_taken_for_the_server(
-    call: Callable[[HttpLog], Awaitable[Any]], good: bytes
-) -> None:
-    """A page of a proxy or of a gate to the network is an outage, never "there is none" or damage."""
-    page = b"<html>hunter2</html>"
-    for status in (200, 404):
-        async with talking(reply(status, page, Content_Type="text/html")) as (server, log):
-            if good == CALLS["read_segment"][1] and status == 200:
-                continue  # any bytes are a segment, until their hash is taken
-            if server.script and (status, call) == (200, CALLS["write_commit"][0]):
-                continue
-            try:
-                found = await call(log)
-            except CloudUnavailableError as error:
-                assert "hunter2" not in str(error)  # noqa: PT017
-            else:
-                # The answer to HEAD has no body, and what a PUT was answered is not read.
-                assert server.asked[-1].method in ("HEAD", "PUT", "DELETE")
-                assert found is None or (found is not False and status == 200)
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "read_segment"])
+async def test_a_page_is_no_answer(name: str) -> None:
+    """A page of a gate to the network, which answers everybody with 200, is an outage: nothing is stored."""
+    page = reply(200, b"<html>hunter2</html>", Content_Type="text/html")
+    async with talking(page) as (_, log):
+        with pytest.raises(CloudUnavailableError, match="is the URL right") as caught:
+            await CALLS[name][0](log)
+        assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "stored_at"])
+async def test_a_strangers_404_is_no_answer(name: str) -> None:
+    """Where the URL is wrong nothing is there, and that is an outage: not an index that is empty."""
+    async with talking(reply(404, b"<html>hunter2</html>")) as (_, log):
+        with pytest.raises(CloudUnavailableError, match="is the URL right"):
+            await CALLS[name][0](log)
+
+
+async def test_what_was_stored_is_confirmed() -> None:
+    """An answer about another version or segment than was sent confirms nothing."""
+    async with talking(reply(201, {"version": 2})) as (_, log):
+        with pytest.raises(CloudUnavailableError):
+            await log.write_commit("p", commit(1))
+    async with talking(NOT_FOUND, reply(201, {"sha256": "b" * 64})) as (_, log):
+        with pytest.raises(CloudUnavailableError):
+            await log.write_segment("p", "i", SHA, b"x")
 
 
 # --- errors ----------------------------------------------------------------------------------------
@@ -1194,7 +1201,7 @@ async def test_write_segment() -> None:
     """A segment goes up in parts, of a told length, with its progress, from whatever holds it."""
     data = DATA * 300
     told: list[tuple[int, int]] = []
-    async with talking(NOT_FOUND, reply(201), NOT_FOUND, reply(200), NOT_FOUND, reply(201),
+    async with talking(NOT_FOUND, SENT, NOT_FOUND, reply(200, {"sha256": SHA}), NOT_FOUND, SENT,
                        on_sent=lambda sent, of: told.append((sent, of))) as (server, log):  # fmt: skip
         assert await log.write_segment("p", "i", SHA, memoryview(data))
         assert await log.write_segment("p", "i", SHA, b"small")
@@ -1214,7 +1221,7 @@ async def test_write_segment() -> None:
 async def test_a_young_segment_is_not_sent_again() -> None:
     """One that is there is relied on for an hour, by the server's clock and not by ours."""
     for now in (NOW, datetime(2001, 1, 1, tzinfo=UTC), datetime(2090, 1, 1, tzinfo=UTC)):
-        async with talking(stored(3500, now=now), stored(3700, now=now), reply(201)) as (
+        async with talking(stored(3500, now=now), stored(3700, now=now), SENT) as (
             server,
             log,
         ):
@@ -1230,7 +1237,7 @@ async def test_when_a_segment_was_stored() -> None:
         reply(200, X_Stored_At="2026-11-20T10:00:00.123456+02:00"), reply(200, Last_Modified=about),
         reply(200, X_Stored_At="yesterday", Last_Modified=about),
         reply(200, X_Stored_At="2026-11-20T10:00:00", Last_Modified=about),
-        reply(404), reply(200), reply(200, Last_Modified="yesterday"),
+        reply(404), reply(200, {"sha256": SHA}), reply(200, Last_Modified="yesterday"),
     ) as (_, log):  # fmt: skip
         exact = await log.segment_stored_at("p", "i", SHA)
         assert exact == datetime(2026, 11, 20, 8, 0, 0, 123456, tzinfo=UTC)
@@ -1252,7 +1259,7 @@ async def test_an_upload_that_is_refused_early_is_told() -> None:
 async def test_an_upload_that_breaks_is_sent_again_whole() -> None:
     """A try after a broken upload begins at the beginning."""
     data = DATA * 300
-    async with talking(NOT_FOUND, Cut(), reply(503), reply(201)) as (server, log):
+    async with talking(NOT_FOUND, Cut(), reply(503), SENT) as (server, log):
         assert await log.write_segment("p", "i", SHA, data)
         assert [asked.body == data for asked in server.asked] == [False, True, True, True]
 

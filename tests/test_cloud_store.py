@@ -1,28 +1,35 @@
 """What every store promises: whole pushes or none, one winner per version, nothing lost, nothing mixed.
 
 The suite runs over each kind of cloud; its raw access goes around `Cloud`, so that what it checks and
-what it breaks is what is really stored.
+what it breaks is what is really stored. Behind a server that is the directory which the server serves.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import obstore
 import pytest
 from obstore.store import LocalStore, MemoryStore
 
+from moss_voice.cloud.cloud import Cloud, Log, Pushed, open_cloud
+from moss_voice.cloud.http import HttpLog
+from moss_voice.cloud.keys import ProjectKeys
 from moss_voice.cloud.log import (
     MAX_SEGMENTS,
     Commit,
@@ -33,9 +40,8 @@ from moss_voice.cloud.log import (
     encode_segment,
     resolve,
 )
-from moss_voice.cloud.cloud import Cloud, Pushed, open_cloud
 from moss_voice.cloud.names import encode_name
-from moss_voice.cloud.objects import Objects
+from moss_voice.cloud.objects import Objects, open_objects
 from moss_voice.cloud.store import ObjectLog
 from moss_voice.errors import (
     AuthenticationError,
@@ -49,6 +55,7 @@ from moss_voice.errors import (
 )
 from moss_voice.keywords import Postings
 from moss_voice.types import JobStatusResponse
+from tests.s3_server import S3Server, s3_server
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 ROOT = Path(__file__).parents[1]
@@ -64,6 +71,10 @@ class Stage(Protocol):
     def get(self, path: str) -> bytes: ...
     def delete(self, path: str) -> None: ...
     def paths(self) -> list[str]: ...
+
+    def where(self, project: str) -> tuple[str, dict[str, str]]:
+        """Return what another process calls this store, and the environment that it needs for it."""
+        ...
 
 
 class Directory:
@@ -87,6 +98,9 @@ class Directory:
         files = (path for path in self.path.rglob("*") if path.is_file())
         return sorted(str(path.relative_to(self.path)) for path in files)
 
+    def where(self, project: str) -> tuple[str, dict[str, str]]:
+        return str(self.path), {}
+
 
 class Memory:
     def __init__(self) -> None:
@@ -107,10 +121,155 @@ class Memory:
     def paths(self) -> list[str]:
         return sorted(meta["path"] for meta in obstore.list(self.store).collect())
 
+    def where(self, project: str) -> tuple[str, dict[str, str]]:
+        raise NotImplementedError("memory is of one process")
 
-@pytest.fixture(params=["directory", "memory"])
-def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Stage:
-    return Directory(tmp_path / "cloud") if request.param == "directory" else Memory()
+
+class S3(Memory):
+    """A place of one test's own in a bucket of a real server; the environment tells where that is."""
+
+    def __init__(self, server: S3Server) -> None:
+        self.server = server
+        self.url = f"s3://{server.bucket}/{uuid.uuid4().hex}"
+        self.store = obstore.store.from_url(self.url)
+
+    def cloud(self) -> Cloud:
+        return open_cloud(self.url)
+
+    def where(self, project: str) -> tuple[str, dict[str, str]]:
+        return self.url, self.server.environ()
+
+
+class Behind(Directory):
+    """A server over a directory, which is emptied for each test and then touched around the server.
+
+    Keys are made in the store, as they are needed, and are left out of what tests see of it.
+    """
+
+    def __init__(self, url: str, path: Path) -> None:
+        super().__init__(path)
+        self.url = url
+        for left in path.iterdir():
+            shutil.rmtree(left)
+
+    def cloud(self) -> Cloud:
+        return Cloud(cast("Log", Doors(self)))
+
+    async def key(self, project: str) -> str:
+        return (await ProjectKeys(open_objects(self.path)).create(project)).key
+
+    def paths(self) -> list[str]:
+        return [path for path in super().paths() if path.split("/")[1] != "~keys"]
+
+    def where(self, project: str) -> tuple[str, dict[str, str]]:
+        return self.url, {"MOSS_PROJECT_KEY": asyncio.run(self.key(project))}
+
+
+class Doors:
+    """One log for tests of many projects: each is entered with a key of its own."""
+
+    def __init__(self, stage: Behind) -> None:
+        self.name = stage.url
+        self._stage = stage
+        self._logs: dict[str, HttpLog] = {}
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(project: str, *arguments: Any, **options: Any) -> Any:
+            log = self._logs.get(project)
+            if log is None:
+                key = functools.partial(self._stage.key, project)
+                log = self._logs[project] = HttpLog(self.name, authenticator=key)
+            return getattr(log, name)(project, *arguments, **options)
+
+        return call
+
+    async def close(self) -> None:
+        for log in self._logs.values():
+            await log.close()
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+SERVER = """
+import os, sys, threading
+from moss_voice.cloud.objects import open_objects
+from moss_voice.cloud.store import ObjectLog
+from moss_voice.server import run
+from moss_voice.server.settings import Limits, Settings
+
+def watch():
+    os.read(0, 1)
+    os._exit(0)
+
+threading.Thread(target=watch, daemon=True).start()
+listener = run.listen("127.0.0.1", 0)
+run.serve(
+    ObjectLog(open_objects(sys.argv[1])),
+    Settings(limits=Limits(requests_per_s=0), min_grace_s=0.0),
+    listener=listener,
+    on_ready=lambda: print(listener.getsockname()[1], flush=True),
+    log_level="warning",
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Start a server that lets a test collect at once; it ends with its standard input."""
+    path = tmp_path_factory.mktemp("served")
+    command = [sys.executable, "-c", SERVER, str(path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        port = process.stdout.readline().strip()
+        assert port, "the server did not start"
+        yield f"http://127.0.0.1:{port}", path
+        process.stdin.close()
+
+
+def staged(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, patch: pytest.MonkeyPatch
+) -> Stage:
+    if kind == "directory":
+        return Directory(tmp_path / "cloud")
+    if kind == "memory":
+        return Memory()
+    if kind == "s3":
+        server: S3Server = request.getfixturevalue("s3")
+        for variable in [*os.environ]:
+            if variable.startswith("AWS_"):
+                patch.delenv(variable)
+        for variable, value in server.environ().items():
+            patch.setenv(variable, value)
+        return S3(server)
+    return Behind(*request.getfixturevalue("served"))
+
+
+@pytest.fixture(params=["directory", "memory", "s3", "http"])
+def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return staged(request.param, request, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=["directory", "memory", "s3"])
+def open_stage(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Stage:
+    """Set up a store that whoever can read it may enter; a server lets in nobody without a key."""
+    return staged(request.param, request, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=["directory", "s3", "http"])
+def shared_stage(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Stage:
+    """Set up a store that several processes can reach."""
+    return staged(request.param, request, tmp_path, monkeypatch)
 
 
 def segment(*ids: str, at: int = 1, tombstones: dict[str, int] | None = None) -> Segment:
@@ -269,7 +428,7 @@ async def test_one_of_many_wins_a_version(stage: Stage) -> None:
     """Of twenty commits of one number exactly one is stored, whole."""
     seed = (await push(stage.cloud(), None)).commit
     rivals = [
-        replace(seed, version=2, parent=1, changed=2, job_id=f"job-{n}", model_id="m" * (n + 1))
+        replace(seed, version=2, parent=1, changed=2, job_id=f"job-{n}", analyzer="x" * n)
         for n in range(20)
     ]
     won = await asyncio.gather(*(stage.cloud().commit("p", rival) for rival in rivals))
@@ -434,7 +593,7 @@ async def test_files_of_others_do_no_harm(stage: Stage) -> None:
     stage.put("p/call-42/log/9.json", b"x")
     stage.put("p/call-42/segments/README", b"x")
     assert await stage.cloud().read_head("p", "call-42") == first
-    await cloud.collect("p", "call-42", grace_s=-3600, keep=1)
+    await cloud.collect("p", "call-42", grace_s=0.0, keep=1)
     assert "p/call-42/segments/README" in stage.paths()
 
 
@@ -516,9 +675,9 @@ async def test_jobs(stage: Stage) -> None:
     assert await cloud.list_indexes("p") == []
 
 
-async def test_credentials(stage: Stage) -> None:
+async def test_credentials(open_stage: Stage) -> None:
     """A project belongs to its first key: any other, or none, is refused, and no key is stored."""
-    one, other = stage.cloud(), stage.cloud()
+    one, other = open_stage.cloud(), open_stage.cloud()
     assert await one.check_credentials(None, None) == "default"
     assert await one.check_credentials("open", None) == "open"
     assert await one.check_credentials("acme", "key-1") == "acme"
@@ -530,18 +689,18 @@ async def test_credentials(stage: Stage) -> None:
                 await cloud.check_credentials("acme", wrong)
     with pytest.raises(AuthenticationError, match="project id"):
         await one.check_credentials(None, "key-1")
-    assert stage.paths() == ["acme/~project.json"]
-    assert b"key-1" not in stage.get("acme/~project.json")
+    assert open_stage.paths() == ["acme/~project.json"]
+    assert b"key-1" not in open_stage.get("acme/~project.json")
     for damage in (b"", b"[]", b'{"keys":[{}]}', b'{"keys":[{"salt":1}]}'):
-        stage.put("acme/~project.json", damage)
+        open_stage.put("acme/~project.json", damage)
         with pytest.raises(CorruptDataError):
-            await stage.cloud().check_credentials("acme", "key-1")
+            await open_stage.cloud().check_credentials("acme", "key-1")
 
 
-async def test_the_first_key_is_one_key(stage: Stage) -> None:
+async def test_the_first_key_is_one_key(open_stage: Stage) -> None:
     """Of many keys that claim a project at the same time exactly one gets it."""
     answers = await asyncio.gather(
-        *(stage.cloud().check_credentials("acme", f"key-{n}") for n in range(5)),
+        *(open_stage.cloud().check_credentials("acme", f"key-{n}") for n in range(5)),
         return_exceptions=True,
     )
     assert answers.count("acme") == 1
@@ -642,11 +801,11 @@ async def test_collecting_garbage(stage: Stage) -> None:
     await cloud.compact("p", "call-42")
     everything = stage.paths()
     assert await cloud.collect("p", "call-42") == 0
-    assert await cloud.collect("p", "call-42", grace_s=-3600, keep=2) > 0
+    assert await cloud.collect("p", "call-42", grace_s=0.0, keep=2) > 0
     # The last two commits: the joined segment, and the seventeen of the commit before it.
     assert len(stage.paths()) == 2 + 1 + MAX_SEGMENTS + 1
     before = await documents(stage.cloud())
-    removed = await cloud.collect("p", "call-42", grace_s=-3600, keep=1)
+    removed = await cloud.collect("p", "call-42", grace_s=0.0, keep=1)
     assert removed == MAX_SEGMENTS + 2
     assert len(stage.paths()) == 2 < len(everything)
     assert await documents(stage.cloud()) == before
@@ -676,11 +835,11 @@ async def test_collecting_stops_at_damage(stage: Stage) -> None:
     stage.put("p/call-42/log/000000000002.json", b"{}")
     before = stage.paths()
     with pytest.raises(CorruptDataError):
-        await cloud.collect("p", "call-42", grace_s=-3600, keep=1)
+        await cloud.collect("p", "call-42", grace_s=0.0, keep=1)
     assert stage.paths() == before
 
 
-# --- directories -----------------------------------------------------------------------------------
+# --- processes -------------------------------------------------------------------------------------
 
 RACER = """
 import asyncio, importlib.util, sys
@@ -688,18 +847,70 @@ spec = importlib.util.spec_from_file_location("suite", sys.argv[1])
 suite = importlib.util.module_from_spec(spec)
 sys.modules["suite"] = suite
 spec.loader.exec_module(suite)
-asyncio.run(suite.{function}(suite.open_cloud(sys.argv[2]), *sys.argv[3:]))
+asyncio.run(suite.{function}(suite.door(sys.argv[2]), *sys.argv[3:]))
 """
 
 
-def start(function: str, cloud: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Run a function of this module on a directory in a process of its own."""
+def door(where: str) -> Cloud:
+    """Open what `Stage.where` told."""
+    if where.startswith("http"):
+        return Cloud(HttpLog(where, key=os.environ["MOSS_PROJECT_KEY"]))
+    return open_cloud(where)
+
+
+def start(
+    function: str, cloud: Path | str, *arguments: str, environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Run a function of this module on a cloud in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", RACER.format(function=function), __file__, str(cloud), *arguments],
         cwd=ROOT,
+        env={**os.environ, **(environ or {})},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+async def make_numbers(cloud: Cloud, who: str) -> None:
+    """Try to make each version that is called out, and tell whether it was won."""
+    seed = Commit(
+        index="race", index_id="race", version=1, parent=0, changed=1, replaced=None, model_id="m",
+        dim=4, analyzer="en-1", segments=(), doc_count=0, created_at=NOW, updated_at=NOW, job_id=who,
+    )  # fmt: skip
+    for line in sys.stdin:
+        version = int(line)
+        made = replace(seed, version=version, parent=version - 1, changed=version)
+        sys.stdout.write(f"{int(await cloud.commit('p', made))}\n")
+        sys.stdout.flush()
+    await cloud.close()
+
+
+def test_of_two_processes_exactly_one_makes_a_version(shared_stage: Stage) -> None:
+    """Two processes try to make the same version at the same time, 200 times: one wins, and its commit stands."""
+    where, environ = shared_stage.where("p")
+    racers = [start("make_numbers", where, who, environ=environ) for who in "ab"]
+    winners = []
+    for version in range(1, 201):
+        for racer in racers:
+            assert racer.stdin is not None
+            racer.stdin.write(f"{version}\n")
+            racer.stdin.flush()
+        won = [int(racer.stdout.readline()) for racer in racers if racer.stdout is not None]
+        assert sorted(won) == [0, 1]
+        winners.append("ab"[won.index(1)])
+    for racer in racers:
+        racer.communicate(timeout=60)
+        assert racer.returncode == 0
+    stands = asyncio.run(shared_stage.cloud().history("p", "race"))
+    assert [commit.job_id for commit in stands] == winners
+    assert {commit.version: commit.encode() for commit in stands} == {
+        version: shared_stage.get(f"p/race/log/{version:012d}.json") for version in range(1, 201)
+    }
+    assert set(winners) == {"a", "b"}
+
+
+# --- directories -----------------------------------------------------------------------------------
 
 
 def test_racing_processes_lose_nothing(tmp_path: Path) -> None:

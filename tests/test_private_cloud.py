@@ -285,7 +285,8 @@ async def test_forgetting_everything_by_mistake_is_refused(
     """An empty or malformed filter forgets nothing."""
     async with make() as client:
         await client.create_index("calls", [said(1)])
-        for bad in ({}, {"field": "x"}, {"$and": []}):
+        bads: list[dict[str, Any]] = [{}, {"field": "x"}, {"$and": []}]
+        for bad in bads:
             with pytest.raises(FilterError):
                 await client.forget(bad)
         assert (await client.get_index("calls")).doc_count == 1

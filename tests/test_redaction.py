@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,241 +28,241 @@ PLACEHOLDER = re.compile(r"\[(?:card number|email|phone number|id number)\]")
 
 # In every line the part between angle quotes is what must be replaced, whole and alone.
 CARDS = """
-‹4242424242424242›
-my card number is ‹4242 4242 4242 4242› thanks
-‹4242-4242-4242-4242›
-‹4242.4242.4242.4242›
-‹4242\u00a04242\u20114242\u20134242›
-‹4242 uh 4242 4242 4242›
-it's ‹4242, 4242, 4242, 4242›.
-‹4242. 4242. 4242. 4242›.
-‹4242 4242 and then 4242 4242›
-‹4242 4242 42 42 um 42 42›
-‹4 2 4 2 4 2 4 2 4 2 4 2 4 2 4 2›
-‹four two four two four two four two four two four two four two four two›
-‹Four two four two, four two four two, four two four two, four two four two›, okay?
-‹forty two forty two forty two forty two forty two forty two forty two forty two›
-‹forty-two forty-two forty-two forty-two forty-two forty-two forty-two forty-two›
-‹4242 four two four two 4242 forty two 42›
-‹four thousand two hundred forty two, 4242, 4242, 4242›
-‹3782 822463 10005›
-‹378282246310005›
-‹three seven eight two eight two two four six three one triple oh five›
-‹three seven eight two, eight two two four six three, one zero zero zero five›
-‹five five five five, five five five five, five five five five, double four double four›
-‹treble five double five double five double five triple five triple four four› yes
-‹5555 5555 5555 4444›
-‹six oh one one one one one one one one one one one one one seven›
-‹six oh double one um triple one one uh double one double one, double one one seven› hmm
-the number on the front is ‹four zero one two, eight eight eight eight, eight eight eight eight, one eight eight one›
-‹five one oh five, ten fifty one, oh five ten, five one double oh›
-‹2223 0031 2200 3222›
-‹30569309025904›
-‹4222222222222›
-‹6304000000000000›
-card ‹\uff14\uff12\uff14\uff12 \uff14\uff12\uff14\uff12 \uff14\uff12\uff14\uff12 \uff14\uff12\uff14\uff12›
-VISA‹4242424242424242›
-my zip is 94102. ‹4242 4242 4242 4242›
-pay with ‹4242 4242 4242 4242› 12/26
-pay with ‹four two four two four two four two four two four two four two four two›, expiring twelve twenty six
-order 12345678 was paid with ‹4242 4242 4242 4242›
+«4242424242424242»
+my card number is «4242 4242 4242 4242» thanks
+«4242-4242-4242-4242»
+«4242.4242.4242.4242»
+«4242\u00a04242\u20114242\u20134242»
+«4242 uh 4242 4242 4242»
+it's «4242, 4242, 4242, 4242».
+«4242. 4242. 4242. 4242».
+«4242 4242 and then 4242 4242»
+«4242 4242 42 42 um 42 42»
+«4 2 4 2 4 2 4 2 4 2 4 2 4 2 4 2»
+«four two four two four two four two four two four two four two four two»
+«Four two four two, four two four two, four two four two, four two four two», okay?
+«forty two forty two forty two forty two forty two forty two forty two forty two»
+«forty-two forty-two forty-two forty-two forty-two forty-two forty-two forty-two»
+«4242 four two four two 4242 forty two 42»
+«four thousand two hundred forty two, 4242, 4242, 4242»
+«3782 822463 10005»
+«378282246310005»
+«three seven eight two eight two two four six three one triple oh five»
+«three seven eight two, eight two two four six three, one zero zero zero five»
+«five five five five, five five five five, five five five five, double four double four»
+«treble five double five double five double five triple five triple four four» yes
+«5555 5555 5555 4444»
+«six oh one one one one one one one one one one one one one seven»
+«six oh double one um triple one one uh double one double one, double one one seven» hmm
+the number on the front is «four zero one two, eight eight eight eight, eight eight eight eight, one eight eight one»
+«five one oh five, ten fifty one, oh five ten, five one double oh»
+«2223 0031 2200 3222»
+«30569309025904»
+«4222222222222»
+«6304000000000000»
+card «\uff14\uff12\uff14\uff12 \uff14\uff12\uff14\uff12 \uff14\uff12\uff14\uff12 \uff14\uff12\uff14\uff12»
+VISA«4242424242424242»
+my zip is 94102. «4242 4242 4242 4242»
+pay with «4242 4242 4242 4242» 12/26
+pay with «four two four two four two four two four two four two four two four two», expiring twelve twenty six
+order 12345678 was paid with «4242 4242 4242 4242»
 """
 
 # Callers misspeak and recognisers mishear: these fail the check and are taken for cards all the same.
 MISSPOKEN_CARDS = """
-‹4242 4242 4242 4243›
-‹3782-822463-10006›
-card number ‹4242424242424243›
-my card number is uh ‹42424242 4243›
-my visa is ‹4242 4242›
-‹four two four two four two four two four two four two four two four three›
+«4242 4242 4242 4243»
+«3782-822463-10006»
+card number «4242424242424243»
+my card number is uh «42424242 4243»
+my visa is «4242 4242»
+«four two four two four two four two four two four two four two four three»
 """
 
 EMAILS = """
-‹john.smith@gmail.com›
-‹John.Smith+news@mail.example.co.uk›
-‹j_smith-42@example-site.org›, please
-‹o'brien@example.com›
-‹a.b.c.d@e.f.gh›
-‹x@y.museum›
-"Bob" <‹bob@example.com›>
-mailto:‹bob@example.com›?subject=x
-email me at ‹john@example.com› please
-contact ‹john@example.com›, ‹jane@example.com› or ‹joe@example.com›.
-‹john @ gmail . com›
-‹john dot smith@gmail.com›
-‹john dot smith at gmail dot com›
-‹j smith underscore 42 at example dot co dot uk›
-‹john at sign example dot com›
-‹john at symbol example dot com›
-‹bob at the rate gmail dot com›
-‹j o h n at gmail dot com›
-‹J. O. H. N. at gmail dot com›
-‹j-o-h-n at gmail.com›
-‹k. w. jones at example dot org›
-‹p e t e r eighty two at icloud dot com›
-‹j as in john d as in david at gmail dot com›
-‹john at gmail.com›
-‹john at gmail com›
-‹john at gmail dotcom›
-‹JOHN AT GMAIL DOT COM›
-my email is ‹john smith at acme widgets dot com›
-my email? it's ‹maria underscore lopez eighty five at yahoo dot com›
-yes my email's ‹pete at icloud dot com›
-my e-mail address is ‹k period lee at example dot net›
-it's ‹jane doe at yahoo dot com›
-‹jane dot doe at acme dot io›
-‹mary dash ann at example dot org›
-‹mary hyphen ann at outlook dot com›
-‹sam forty two at hotmail dot com›
-‹sam four two at hotmail dot com›
-‹double o seven at gmail dot com›
-‹info at example dot com› is my email
-‹john dot smith at g mail dot com›
-‹bob at a o l dot com›
-‹bob at bob dot c o m›
-‹bob at example dot co dot u k›
-‹bob at example dot co uk›
-‹bob (at) gmail (dot) com›
-‹bob[at]example[dot]com›
-yes it's um ‹anna uh at outlook dot com›
-‹anna underscore b at bank of america dot com›, that's my email
-email is ‹me at example dot com›
-send it to ‹billing at acme dot com›
-write to ‹support at my shop dot co›
-my address is ‹tom at tom hyphen smith dot de›
-sure, ‹ann at example dot com›.
-‹alice at mail dot example dot com›
+«john.smith@gmail.com»
+«John.Smith+news@mail.example.co.uk»
+«j_smith-42@example-site.org», please
+«o'brien@example.com»
+«a.b.c.d@e.f.gh»
+«x@y.museum»
+"Bob" <«bob@example.com»>
+mailto:«bob@example.com»?subject=x
+email me at «john@example.com» please
+contact «john@example.com», «jane@example.com» or «joe@example.com».
+«john @ gmail . com»
+«john dot smith@gmail.com»
+«john dot smith at gmail dot com»
+«j smith underscore 42 at example dot co dot uk»
+«john at sign example dot com»
+«john at symbol example dot com»
+«bob at the rate gmail dot com»
+«j o h n at gmail dot com»
+«J. O. H. N. at gmail dot com»
+«j-o-h-n at gmail.com»
+«k. w. jones at example dot org»
+«p e t e r eighty two at icloud dot com»
+«j as in john d as in david at gmail dot com»
+«john at gmail.com»
+«john at gmail com»
+«john at gmail dotcom»
+«JOHN AT GMAIL DOT COM»
+my email is «john smith at acme widgets dot com»
+my email? it's «maria underscore lopez eighty five at yahoo dot com»
+yes my email's «pete at icloud dot com»
+my e-mail address is «k period lee at example dot net»
+it's «jane doe at yahoo dot com»
+«jane dot doe at acme dot io»
+«mary dash ann at example dot org»
+«mary hyphen ann at outlook dot com»
+«sam forty two at hotmail dot com»
+«sam four two at hotmail dot com»
+«double o seven at gmail dot com»
+«info at example dot com» is my email
+«john dot smith at g mail dot com»
+«bob at a o l dot com»
+«bob at bob dot c o m»
+«bob at example dot co dot u k»
+«bob at example dot co uk»
+«bob (at) gmail (dot) com»
+«bob[at]example[dot]com»
+yes it's um «anna uh at outlook dot com»
+«anna underscore b at bank of america dot com», that's my email
+email is «me at example dot com»
+send it to «billing at acme dot com»
+write to «support at my shop dot co»
+my address is «tom at tom hyphen smith dot de»
+sure, «ann at example dot com».
+«alice at mail dot example dot com»
 """
 
 PHONES = """
-‹+44 20 7946 0958›
-‹+44 (0)20 7946 0958›
-(‹+44) 7911 123456›
-‹+1 (415) 555-2671›
-‹+1.415.555.2671›
-‹+14155552671›
-‹+353 87 123 4567›
-‹+33 6 12 34 56 78›
-‹+91 98765 43210›
-WhatsApp ‹+55 11 91234-5678›
-‹(415) 555-2671›
-‹(415)555-2671›
-call ‹(415) 555-2671› or ‹(415) 555-2672›!
-‹415-555-2671›
-‹415.555.2671›
-‹415 555 2671›
-‹415/555-2671›
-‹4155552671›
-‹1 415 555 2671›
-‹1-800-555-1212›
-‹1 (800) 555-1212›
-‹four one five, five five five, two six seven one›
-so that's ‹four one five, five five five, two six seven one›, correct?
-‹four one five five five five two six seven one›
-‹four one five five five five two six seven one two› tickets please
-‹four one five five five five twenty six seventy one›
-‹four one five eight three one fifty five zero zero›
-‹four one five four four one three thousand›
-‹four one five eight three one twenty seven hundred›
-‹one eight hundred five five five one two one two›
-‹eight hundred five five five twelve twelve›
-‹one, four one five, five five five, two six seven one›
-‹plus forty four twenty seven nine four six oh nine five eight›
-‹plus four four two oh seven nine four six oh nine five eight›
-‹four four two oh seven nine four six oh nine five eight›
-‹oh two oh seven nine four six oh nine five eight›
-‹020 7946 0958›
-‹07911 123456›
-‹07700 900 123›
-‹0800 123 4567›
-‹1300 555 123›
-‹01 23 45 67 89›
-‹06.12.34.56.78›
-‹0 2 0 7 9 4 6 0 9 5 8›
-tel ‹030/1234567›
-‹0044 20 7946 0958›
-‹011 44 20 7946 0958›
-‹98765 43210›
-‹nine eight seven six five, four three two seven seven›
-‹four one five uh five five five um two six seven one›
-‹four one five and five five five and two six seven one›
-‹four one five dash five five five dash two six seven one›
-‹415 five five five 2671›
-‹4 1 5 5 5 5 2 6 7 1›
-‹415. 555. 2671›. Thanks
-‹triple five double two one three four oh nine›
-area code ‹four one five, then five five five two six seven one›
-‹555-2671›
-‹five five five, two six seven one›
-my number is ‹555 2671›
-my number is ‹five five five two six seven one›
-my number's ‹five five five oh one nine nine›
-call me at ‹five five five, two six seven one›
-reach me on ‹5552671›
-yes, it's ‹(5 5 5) 5 5 5 - 2 6 7 1›
-my phone is ‹555 26 71›
-her number's ‹612 345 678›
-you can text ‹two one two triple five oh one double nine›
-my cell is ‹4155552671›, thanks
-my order is late, so ring me on ‹5552671›
-tel:‹4155552671›
-‹4155552671›x123
-zip code 94102, ‹415-555-2671›
-my phone number is ‹four one five five five five two six seven one four one five five five five two six seven one›
+«+44 20 7946 0958»
+«+44 (0)20 7946 0958»
+«(+44) 7911 123456»
+«+1 (415) 555-2671»
+«+1.415.555.2671»
+«+14155552671»
+«+353 87 123 4567»
+«+33 6 12 34 56 78»
+«+91 98765 43210»
+WhatsApp «+55 11 91234-5678»
+«(415) 555-2671»
+«(415)555-2671»
+call «(415) 555-2671» or «(415) 555-2672»!
+«415-555-2671»
+«415.555.2671»
+«415 555 2671»
+«415/555-2671»
+«4155552671»
+«1 415 555 2671»
+«1-800-555-1212»
+«1 (800) 555-1212»
+«four one five, five five five, two six seven one»
+so that's «four one five, five five five, two six seven one», correct?
+«four one five five five five two six seven one»
+«four one five five five five two six seven one two» tickets please
+«four one five five five five twenty six seventy one»
+«four one five eight three one fifty five zero zero»
+«four one five four four one three thousand»
+«four one five eight three one twenty seven hundred»
+«one eight hundred five five five one two one two»
+«eight hundred five five five twelve twelve»
+«one, four one five, five five five, two six seven one»
+«plus forty four twenty seven nine four six oh nine five eight»
+«plus four four two oh seven nine four six oh nine five eight»
+«four four two oh seven nine four six oh nine five eight»
+«oh two oh seven nine four six oh nine five eight»
+«020 7946 0958»
+«07911 123456»
+«07700 900 123»
+«0800 123 4567»
+«1300 555 123»
+«01 23 45 67 89»
+«06.12.34.56.78»
+«0 2 0 7 9 4 6 0 9 5 8»
+tel «030/1234567»
+«0044 20 7946 0958»
+«011 44 20 7946 0958»
+«98765 43210»
+«nine eight seven six five, four three two seven seven»
+«four one five uh five five five um two six seven one»
+«four one five and five five five and two six seven one»
+«four one five dash five five five dash two six seven one»
+«415 five five five 2671»
+«4 1 5 5 5 5 2 6 7 1»
+«415. 555. 2671». Thanks
+«triple five double two one three four oh nine»
+area code «four one five, then five five five two six seven one»
+«555-2671»
+«five five five, two six seven one»
+my number is «555 2671»
+my number is «five five five two six seven one»
+my number's «five five five oh one nine nine»
+call me at «five five five, two six seven one»
+reach me on «5552671»
+yes, it's «(5 5 5) 5 5 5 - 2 6 7 1»
+my phone is «555 26 71»
+her number's «612 345 678»
+you can text «two one two triple five oh one double nine»
+my cell is «4155552671», thanks
+my order is late, so ring me on «5552671»
+tel:«4155552671»
+«4155552671»x123
+zip code 94102, «415-555-2671»
+my phone number is «four one five five five five two six seven one four one five five five five two six seven one»
 """
 
 NATIONAL_IDS = """
-‹123-45-6789›
-‹123 45 6789›
-my ssn is ‹123456789›
-my ssn is ‹000-12-3456›
-social security number ‹one two three four five six seven eight nine›
-‹one two three, four five, six seven eight nine›
-‹one two three, forty five, sixty seven eighty nine›
-‹one two three dash four five dash six seven eight nine›
-my social is ‹one two three forty five six seven eight nine›
-my social is uh ‹one two three um four five uh six seven eight nine›
-ssn is ‹one twenty three forty five sixty seven eighty nine›
-ssn ‹one hundred twenty three forty five sixty seven eighty nine›
-it's ‹five one two four four six seven eight nine›
-‹512446789›
-the last four, no, the whole social is ‹123 45 6789›
-‹AB 12 34 56 C›
-‹AB123456C›
-‹ab 12 34 56 c›
-‹AB-12-10-20-C›
-‹A B twelve thirty four fifty six C›
-‹alpha bravo one two three four five six charlie›
-‹a as in apple b for bravo one two three four five six c for charlie›
-my national insurance number is ‹a b one two three four five six c›
-national insurance ‹j g one oh three seven five nine›
-NI number ‹QQ 12 34 56 C›
-‹046 454 286›
-‹046-454-286›
-my social insurance number is ‹oh four six four five four two eight six›
-‹12345678Z›
-‹12345678-Z›
-‹one two three four five six seven eight z›
-‹X1234567L›
-‹x one two three four five six seven l›
-‹86095742719›
-‹86 095 742 719›
-‹2341 2341 2346›
-‹234123412346›
-aadhaar ‹2341 2341 2345›
-‹529.982.247-25›
-‹52998224725›
-‹five two nine nine eight two two four seven two five›
-‹1 85 05 78 006 084 91›
-‹185057800608491›
-‹2 85 05 2B 123 456 10›
-‹RSSMRA85T10A562S›
-‹RSS MRA 85T10 A562S›
-‹r s s m r a 8 5 t 1 0 a 5 6 2 s›
-bsn ‹123456782›
-my id number is ‹12345678›
-tax id ‹12 345 67 89›
+«123-45-6789»
+«123 45 6789»
+my ssn is «123456789»
+my ssn is «000-12-3456»
+social security number «one two three four five six seven eight nine»
+«one two three, four five, six seven eight nine»
+«one two three, forty five, sixty seven eighty nine»
+«one two three dash four five dash six seven eight nine»
+my social is «one two three forty five six seven eight nine»
+my social is uh «one two three um four five uh six seven eight nine»
+ssn is «one twenty three forty five sixty seven eighty nine»
+ssn «one hundred twenty three forty five sixty seven eighty nine»
+it's «five one two four four six seven eight nine»
+«512446789»
+the last four, no, the whole social is «123 45 6789»
+«AB 12 34 56 C»
+«AB123456C»
+«ab 12 34 56 c»
+«AB-12-10-20-C»
+«A B twelve thirty four fifty six C»
+«alpha bravo one two three four five six charlie»
+«a as in apple b for bravo one two three four five six c for charlie»
+my national insurance number is «a b one two three four five six c»
+national insurance «j g one oh three seven five nine»
+NI number «QQ 12 34 56 C»
+«046 454 286»
+«046-454-286»
+my social insurance number is «oh four six four five four two eight six»
+«12345678Z»
+«12345678-Z»
+«one two three four five six seven eight z»
+«X1234567L»
+«x one two three four five six seven l»
+«86095742719»
+«86 095 742 719»
+«2341 2341 2346»
+«234123412346»
+aadhaar «2341 2341 2345»
+«529.982.247-25»
+«52998224725»
+«five two nine nine eight two two four seven two five»
+«1 85 05 78 006 084 91»
+«185057800608491»
+«2 85 05 2B 123 456 10»
+«RSSMRA85T10A562S»
+«RSS MRA 85T10 A562S»
+«r s s m r a 8 5 t 1 0 a 5 6 2 s»
+bsn «123456782»
+my id number is «12345678»
+tax id «12 345 67 89»
 """
 
 KEPT = """
@@ -390,11 +391,11 @@ def lines(table: str) -> list[str]:
 
 
 def plain(line: str) -> str:
-    return line.replace("‹", "").replace("›", "")
+    return line.replace("«", "").replace("»", "")
 
 
 def expected(line: str, placeholder: str) -> str:
-    return re.sub("‹[^›]*›", placeholder, line)
+    return re.sub("«[^»]*»", placeholder, line)
 
 
 TABLES: dict[Kind, str] = {
@@ -410,18 +411,14 @@ FOUND = [(kind, line) for kind, table in TABLES.items() for line in lines(table)
 def test_what_names_a_person_is_replaced_in_place(kind: Kind, line: str) -> None:
     """Each written or spoken form is replaced whole, and the rest of the turn stays to the letter."""
     wanted = expected(line, PLACEHOLDERS[kind])
-    if line.startswith("(‹"):
-        # A bracket that closes inside opens inside.
-        wanted = wanted.removeprefix("(")
     assert redact_pii(plain(line)) == wanted
 
 
 @pytest.mark.parametrize(("kind", "line"), FOUND)
 def test_the_case_of_words_does_not_matter(kind: Kind, line: str) -> None:
     """Recognisers write sentences in capitals, in lower case or mixed; what is found is the same."""
-    text = plain(line).upper()
-    assert PLACEHOLDERS[kind] in redact_pii(text)
-    assert not re.search(r"\d{4}", redact_pii(text))
+    wanted = expected(line.upper(), PLACEHOLDERS[kind])
+    assert redact_pii(plain(line).upper()) == wanted
 
 
 @pytest.mark.parametrize("line", lines(KEPT))
@@ -529,6 +526,7 @@ def pair(two: str) -> str:
 def spoken(draw: st.DrawFn, number: str) -> str:
     """Say digits one by one, in pairs, doubled, or written in between, with hesitations."""
     said = []
+    joint = draw(st.sampled_from([" ", " ", ", ", " uh ", "... "]))
     at = 0
     while at < len(number):
         left = number[at:]
@@ -545,13 +543,14 @@ def spoken(draw: st.DrawFn, number: str) -> str:
         part = left[:size]
         if way == "one":
             word = DIGIT_WORDS[int(part)]
-            said.append(draw(st.sampled_from(["oh", "zero"])) if word == "zero" and at else word)
+            # "uh oh" is no digit.
+            said.append("oh" if word == "zero" and at and joint == " " else word)
         elif way == "pair":
             said.append(pair(part))
         else:
             said.append(part if way == "written" else f"{way} {DIGIT_WORDS[int(part[0])]}")
         at += size
-    return draw(st.sampled_from([" ", " ", ", ", " uh ", "... "])).join(said)
+    return joint.join(said)
 
 
 @st.composite
@@ -602,7 +601,7 @@ def test_no_digit_of_an_ssn_survives(data: st.DataObject, number: str) -> None:
 
 
 def counts(number: str) -> bool:
-    steps = [int(after) - int(before) for before, after in zip(number, number[1:], strict=False)]
+    steps = [int(after) - int(before) for before, after in pairwise(number)]
     return any(step and 5 * steps.count(step) >= 4 * len(steps) for step in steps)
 
 
@@ -696,13 +695,8 @@ def test_redacting_twice_changes_nothing_more(text: str, kinds: set[Kind]) -> No
 @given(ANY_TEXT.filter(lambda text: PLACEHOLDER.search(text) is None))
 def test_what_is_not_replaced_stays_in_order(text: str) -> None:
     """Between placeholders the turn is as it was said, and something is gone for each of them."""
-    at = 0
-    parts = PLACEHOLDER.split(redact_pii(text))
-    for number, part in enumerate(parts):
-        found = text.find(part, at) if number else (0 if text.startswith(part) else -1)
-        assert found >= at + (number > 0)
-        at = found + len(part)
-    assert text.endswith(parts[-1])
+    parts = map(re.escape, PLACEHOLDER.split(redact_pii(text)))
+    assert re.fullmatch(".+".join(parts), text, re.DOTALL)
 
 
 NUMERIC = {*DIGIT_WORDS, *TEENS, *TENS, *"oh o nought naught niner hundred thousand fourty".split()}  # noqa: SIM905

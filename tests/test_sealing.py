@@ -104,10 +104,11 @@ def test_golden_bytes_still_open() -> None:
 def test_keys_in_every_spelling() -> None:
     """Bytes, hexadecimal, base64 with and without padding are one key; what is none is not quoted."""
     raw = bytes.fromhex(KEY)
-    spelled = [raw, KEY, KEY.upper(), base64.b64encode(raw).decode()]
+    spelled: list[str | bytes] = [raw, KEY, KEY.upper(), base64.b64encode(raw).decode()]
     spelled += [base64.urlsafe_b64encode(raw).decode().rstrip("="), f" {KEY}\n"]
     assert len({SealingKey(key).id for key in spelled}) == 1
-    for bad in ("", "secret", KEY[:-2], KEY + "00", raw[:-1], "!" * 43, "é" * 43, "secret" * 9):
+    bads: list[str | bytes] = ["", "secret", KEY[:-2], KEY + "00", raw[:-1], "!" * 43, "é" * 43, "secret" * 9]
+    for bad in bads:
         with pytest.raises(InvalidArgumentError, match="expected 32 bytes") as caught:
             SealingKey(bad)
         assert "secret" not in str(caught.value)

@@ -19,6 +19,7 @@ from moss_voice.cli.shell import (
     Host,
     Journal,
     Json,
+    KeyFile,
     Pace,
     ProjectId,
     ProjectKey,
@@ -46,9 +47,15 @@ project_app = typer.Typer(
     epilog=EXIT_CODES,
 )
 session_app = typer.Typer(no_args_is_help=True, help="Look at stored calls.", epilog=EXIT_CODES)
+key_app = typer.Typer(
+    no_args_is_help=True,
+    help="Make encryption keys, and tell which are in use.",
+    epilog=EXIT_CODES,
+)
 app.add_typer(index_app, name="index")
 app.add_typer(session_app, name="session")
 app.add_typer(project_app, name="project")
+app.add_typer(key_app, name="key")
 
 
 def _version(wanted: bool) -> None:
@@ -67,16 +74,33 @@ def _start(
     project_key: ProjectKey = None,
     cache: Cache = None,
     journal: Journal = None,
+    key_file: KeyFile = None,
     as_json: Json = False,
     version: Annotated[  # noqa: ARG001 - its callback acts
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print it and leave."),
     ] = False,
 ) -> None:
-    ctx.obj = Shell(cloud, project_id, project_key, cache, journal, as_json)
+    ctx.obj = Shell(cloud, project_id, project_key, cache, journal, key_file, as_json)
 
 
 # --- options that several commands take ------------------------------------------------------------
+
+
+def _duration(text: str | float) -> float:
+    from moss_voice.cli.serving import seconds
+
+    try:
+        return seconds(str(text))
+    except ValueError:
+        raise typer.BadParameter("expected a duration such as 90s, 15m, 12h or 30d") from None
+
+
+def _asked(yes: bool) -> None:
+    """Refuse what somebody must be asked for, where nobody is there."""
+    if not yes and not sys.stdin.isatty():
+        raise typer.BadParameter("nobody is here to be asked: pass --yes", param_hint="--yes")
+
 
 Files = Annotated[
     list[Path],
@@ -87,6 +111,15 @@ Files = Annotated[
     ),
 ]
 Name = Annotated[str, typer.Argument(help="The index.", show_default=False)]
+Names = Annotated[
+    list[str] | None, typer.Argument(metavar="NAME...", help="Indexes.", show_default=False)
+]
+AllOfThem = Annotated[bool, typer.Option("--all", help="Every index of the project.")]
+Version = Annotated[
+    int | None,
+    typer.Option("--version", min=1, help="An older one; `index history` shows which there are."),
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 MaxWords = Annotated[int, typer.Option(min=1, help="Longer passages are split between sentences.")]
 PaceOption = Annotated[
     Pace, typer.Option("--pace", help="real takes as long as the speakers took.")
@@ -171,11 +204,19 @@ def _index_create(
         typer.Option(help="moss-minilm, moss-mediumlm, custom, or a model's directory."),
     ] = None,
     max_words: MaxWords = 150,
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            parser=_duration,
+            metavar="DURATION",
+            help="Delete it so long after its last change, such as 30d; else never.",
+        ),
+    ] = None,
 ) -> None:
     """Embed FAQ files and store them as a new index."""
     from moss_voice.cli import indexes
 
-    shell.run(indexes.create(shell, name, files, model=model, max_words=max_words))
+    shell.run(indexes.create(shell, name, files, model=model, max_words=max_words, ttl_s=ttl))
 
 
 @command(index_app, "add")
@@ -214,13 +255,12 @@ def _index_show(shell: Shell, name: Name) -> None:
 def _index_delete(
     shell: Shell,
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
 ) -> None:
     """Delete an index with all its versions."""
     from moss_voice.cli import indexes
 
-    if not yes and not sys.stdin.isatty():
-        raise typer.BadParameter("nobody is here to be asked: pass --yes", param_hint="--yes")
+    _asked(yes)
     shell.run(indexes.delete(shell, name, sure=yes))
 
 
@@ -231,11 +271,107 @@ def _index_export(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", dir_okay=False, help="Else stdout.")
     ] = None,
+    version: Version = None,
 ) -> None:
     """Write the documents as JSON lines, which `index create` reads."""
     from moss_voice.cli import indexes
 
-    shell.run(indexes.export(shell, name, out))
+    shell.run(indexes.export(shell, name, out, version=version))
+
+
+@command(index_app, "history")
+def _index_history(shell: Shell, name: Name) -> None:
+    """List the versions that are still kept, newest first."""
+    from moss_voice.cli import versions
+
+    shell.run(versions.history(shell, name))
+
+
+@command(index_app, "restore")
+def _index_restore(
+    shell: Shell,
+    name: Name,
+    version: Annotated[
+        int, typer.Argument(min=1, help="As `index history` shows it.", show_default=False)
+    ],
+    yes: Yes = False,
+) -> None:
+    """Make a new version with the documents of an older one."""
+    from moss_voice.cli import versions
+
+    _asked(yes)
+    shell.run(versions.restore(shell, name, version, sure=yes))
+
+
+@command(index_app, "gc")
+def _index_gc(
+    shell: Shell,
+    names: Names = None,
+    everything: AllOfThem = False,
+    grace: Annotated[
+        float,
+        typer.Option(
+            parser=_duration,
+            metavar="DURATION",
+            help="How old something must be to be removed; an hour or more.",
+            show_default="24h",
+        ),
+    ] = 24 * 3600.0,
+    keep: Annotated[int, typer.Option(min=1, help="Versions to keep, however old.")] = 10,
+) -> None:
+    """Remove old versions and what no version needs, also of indexes that were deleted.
+
+    Pushes do it now and then by themselves. What a push under way may be using is left.
+    """
+    from moss_voice.cli import versions
+
+    if grace < 3600.0:
+        raise typer.BadParameter("expected an hour or more", param_hint="--grace")
+    shell.run(versions.collect(shell, _chosen(names, everything), grace_s=grace, keep=keep))
+
+
+@command(index_app, "ttl")
+def _index_ttl(
+    shell: Shell,
+    name: Name,
+    period: Annotated[
+        str,
+        typer.Argument(
+            metavar="DURATION|off",
+            help="Such as 90s, 15m, 12h or 30d; off keeps it until somebody deletes it.",
+            show_default=False,
+        ),
+    ],
+    yes: Yes = False,
+) -> None:
+    """Set how long after its last change an index is deleted."""
+    from moss_voice.cli import versions
+
+    ttl_s = None
+    if period != "off":
+        try:
+            ttl_s = _duration(period)
+        except typer.BadParameter as error:
+            raise typer.BadParameter(f"{error.message}, or off", param_hint="DURATION") from None
+    shell.run(versions.set_ttl(shell, name, ttl_s, sure=yes))
+
+
+@command(index_app, "encrypt")
+def _index_encrypt(shell: Shell, names: Names = None, everything: AllOfThem = False) -> None:
+    """Seal indexes with the current encryption key: those of before it, or of older keys.
+
+    Their older versions are removed, since others could read them.
+    """
+    from moss_voice.cli import versions
+
+    shell.run(versions.encrypt(shell, _chosen(names, everything)))
+
+
+def _chosen(names: list[str] | None, everything: bool) -> list[str] | None:
+    """Return the indexes that were named; None for all."""
+    if everything == bool(names):
+        raise typer.BadParameter("expected names of indexes, or --all", param_hint="NAME")
+    return names or None
 
 
 @command(app, "query")
@@ -286,20 +422,64 @@ def _filter(raw: str | None) -> dict[str, Any] | None:
 
 @command(session_app, "show")
 def _session_show(
-    shell: Shell, name: Annotated[str, typer.Argument(help="The call.", show_default=False)]
+    shell: Shell,
+    name: Annotated[str, typer.Argument(help="The call.", show_default=False)],
+    version: Version = None,
 ) -> None:
     """Print the turns of a stored call in the order spoken."""
     from moss_voice.cli import indexes
 
-    shell.run(indexes.show_session(shell, name))
+    shell.run(indexes.show_session(shell, name, version=version))
 
 
 @command(app, "recover")
 def _recover(shell: Shell) -> None:
-    """Push the turns of calls whose process died before they were pushed."""
+    """Push what waits here: turns of calls whose process died, pushes that no cloud took."""
     from moss_voice.cli import indexes
 
     shell.run(indexes.recover(shell))
+
+
+@command(app, "forget")
+def _forget(
+    shell: Shell,
+    filter: Annotated[  # noqa: A002 - as in `query`
+        str | None,
+        typer.Option(
+            metavar="JSON", help='Such as {"field": "caller_id", "condition": {"$eq": "c-17"}}.'
+        ),
+    ] = None,
+    field: Annotated[
+        str | None, typer.Option(help="A metadata field, in place of --filter ...")
+    ] = None,
+    equals: Annotated[str | None, typer.Option(help="... and its value.")] = None,
+    index: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Look here alone; else in every index of the project."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and leave it.")] = False,
+    yes: Yes = False,
+) -> None:
+    """Delete documents by their metadata from all versions of all indexes, and verify it.
+
+    What waits on this machine to be pushed is pushed first, so that nothing brings them back. Not reached
+    are calls under way, backups, and other machines' caches and journals: run it there too.
+    """
+    from moss_voice.cli import versions
+
+    if (field is None) != (equals is None) or (filter is None) == (field is None):
+        raise typer.BadParameter(
+            "expected a filter, or a field and what it equals", param_hint="--filter"
+        )
+    raw = json.dumps({"field": field, "condition": {"$eq": equals}}) if filter is None else filter
+    condition = _filter(raw)
+    if not condition:
+        raise typer.BadParameter(
+            "expected a condition; an empty one would forget everything", param_hint="--filter"
+        )
+    if not dry_run:
+        _asked(yes)
+    shell.run(versions.forget(shell, condition, index or None, dry_run=dry_run, sure=yes))
 
 
 @command(app, "doctor")
@@ -308,6 +488,25 @@ def _doctor(shell: Shell) -> None:
     from moss_voice.cli.doctor import run_doctor
 
     shell.run(run_doctor(shell))
+
+
+# --- encryption keys -------------------------------------------------------------------------------
+
+
+@command(key_app, "new")
+def _key_new(shell: Shell) -> None:
+    """Print a new encryption key to stdout; keep it well, for nothing opens what it sealed without it."""
+    from moss_voice.cli import versions
+
+    versions.new(shell)
+
+
+@command(key_app, "id")
+def _key_id(shell: Shell) -> None:
+    """Tell the ids of the keys in use, the current one first; never the keys."""
+    from moss_voice.cli import versions
+
+    versions.show_ids(shell)
 
 
 # --- the server ------------------------------------------------------------------------------------
@@ -322,15 +521,6 @@ Store = Annotated[
 ]
 Project = Annotated[str, typer.Argument(help="The project's id.", show_default=False)]
 ReadOnly = Annotated[bool, typer.Option("--read-only", help="A key that cannot change anything.")]
-
-
-def _duration(text: str | float) -> float:
-    from moss_voice.cli.serving import seconds
-
-    try:
-        return seconds(str(text))
-    except ValueError:
-        raise typer.BadParameter("expected a duration such as 90s, 15m, 12h or 30d") from None
 
 
 ExpiresIn = Annotated[

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from moss_voice.errors import AuthenticationError, MossError
+from moss_voice.errors import AuthenticationError, EncryptionKeyError, MossError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, TaskID
 
     from moss_voice.client import MossClient
 
@@ -37,11 +38,13 @@ __all__ = [
     "Host",
     "Journal",
     "Json",
+    "KeyFile",
     "Pace",
     "ProjectId",
     "ProjectKey",
     "Shell",
     "command",
+    "counted",
     "plain",
     "where",
 ]
@@ -54,7 +57,7 @@ NOT_LET_IN: Final = 4
 INTERRUPTED: Final = 130
 EXIT_CODES: Final = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such index, job or model,"
-    " 4 wrong credentials, 130 interrupted."
+    " 4 wrong credentials or encryption key, 130 interrupted."
 )
 
 DEBUG: Final = "MOSS_VOICE_DEBUG"
@@ -63,13 +66,20 @@ _HINTS: Final = {
     "cloud_unavailable": "check --cloud or MOSS_VOICE_CLOUD; `moss-voice doctor` looks closer",
     "conflict": "somebody else pushed meanwhile; run it again",
     "corrupt_data": "the stored bytes were changed or cut off; restore them or push the index anew",
+    "encryption_key": "give the key with --key-file, MOSS_VOICE_ENCRYPTION_KEY_FILE or"
+    " MOSS_VOICE_ENCRYPTION_KEY; `moss-voice key id` shows which are in use",
     "format_version": "upgrade moss-voice",
     "index_exists": "`moss-voice index add` adds to it, `moss-voice index delete` removes it",
     "index_not_found": "`moss-voice index list` shows what there is",
     "journal": "check the disk and --journal; `moss-voice doctor` looks closer",
     "model_load": "`moss-voice doctor` looks closer",
     "model_not_found": "take moss-minilm, or the directory of a model",
+    "permission_denied": "the key reads only, or opens another project; give one that may",
+    "rate_limited": "try again in a while",
+    "too_large": "send it in smaller parts",
 }
+# Smaller downloads are over before anybody wonders.
+_LARGE_BYTES: Final = 1_000_000
 
 _WHERE: Final = "Where (before or after the command)"
 Cloud = Annotated[
@@ -114,6 +124,16 @@ Journal = Annotated[
         rich_help_panel=_WHERE,
     ),
 ]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        metavar="PATH",
+        help="Encryption keys, one a line, the current one first; else"
+        " MOSS_VOICE_ENCRYPTION_KEY_FILE or MOSS_VOICE_ENCRYPTION_KEY.",
+        rich_help_panel=_WHERE,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print JSON, and nothing else, to stdout.", rich_help_panel=_WHERE),
@@ -124,6 +144,7 @@ _SHARED: Final[dict[str, tuple[Any, object]]] = {
     "project_key": (ProjectKey, None),
     "cache": (Cache, None),
     "journal": (Journal, None),
+    "key_file": (KeyFile, None),
     "json": (Json, False),
 }
 
@@ -152,6 +173,7 @@ class Shell:
     project_key: str | None = None
     cache: Path | None = None
     journal: Path | None = None
+    key_file: Path | None = None
     json: bool = False
 
     def over(self, other: Shell) -> Shell:
@@ -168,6 +190,8 @@ class Shell:
             cloud=self.cloud,
             cache_path=self.cache,
             journal_path=self.journal,
+            encryption_key_file=self.key_file,
+            on_received=self._bars.received if self.err.is_terminal else None,
         )
 
     @cached_property
@@ -180,9 +204,16 @@ class Shell:
         """The console of progress and notes."""
         return _console(stderr=True)
 
+    @cached_property
+    def _bars(self) -> _Bars:
+        return _Bars(self.err)
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a command's work to its end."""
-        return asyncio.run(work)
+        try:
+            return asyncio.run(work)
+        finally:
+            self._bars.stop()
 
     def emit(self, document: object, *, indent: int | None = 2) -> None:
         """Print a JSON document to stdout; on one line where `indent` is None."""
@@ -195,20 +226,72 @@ class Shell:
     @contextmanager
     def progress(self, what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
         """Show a bar on stderr, where somebody watches it, and give the function that moves it."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+        if quiet or not self.err.is_terminal:
+            yield lambda done, total: None
+            return
+        bars = self._bars
+        bar = bars.add(what)
+        try:
+            yield lambda done, total: bars.move(bar, done, total, f"{done}/{total}")
+        finally:
+            bars.remove(bar)
 
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(
-            *columns,
-            console=self.err,
-            transient=True,
-            disable=quiet or not self.err.is_terminal,
-            # Else rich would send what is written to stdout meanwhile to stderr.
-            redirect_stdout=False,
-            redirect_stderr=False,
-        ) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+class _Bars:
+    """Bars on a terminal: all in one display, since a console bears no two; gone when they are done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._display: Progress | None = None
+        self._downloads: dict[tuple[str, int], TaskID] = {}
+
+    def add(self, what: str) -> TaskID:
+        if self._display is None:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._display = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.fields[amount]}", markup=False),
+                TimeElapsedColumn(),
+                console=self._console,
+                transient=True,
+                # Else rich would send what is written to stdout meanwhile to stderr.
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._display.start()
+        return self._display.add_task(plain(what), total=None, amount="")
+
+    def move(self, bar: TaskID, done: int, total: int, amount: str) -> None:
+        if self._display is not None:
+            self._display.update(bar, completed=done, total=total, amount=amount)
+
+    def remove(self, bar: TaskID) -> None:
+        if self._display is not None:
+            self._display.remove_task(bar)
+            if not self._display.tasks:
+                self.stop()
+
+    def received(self, index: str, done: int, total: int) -> None:
+        """Show a large download; segments of one size share a bar."""
+        if total < _LARGE_BYTES:
+            return
+        key = index, total
+        if done >= total:
+            if key in self._downloads:
+                self.remove(self._downloads.pop(key))
+            return
+        if key not in self._downloads:
+            self._downloads[key] = self.add(f"Downloading {index}")
+        self.move(self._downloads[key], done, total, f"{done / 1e6:.1f}/{total / 1e6:.1f} MB")
+
+    def stop(self) -> None:
+        """Clear what is shown, also where the work was broken off."""
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
+            self._downloads.clear()
 
 
 def _console(*, stderr: bool) -> Console:
@@ -225,6 +308,11 @@ def where(option: str | None, variable: str) -> str | None:
 def plain(text: str) -> str:
     """Fold a text into one line without control characters, which could drive a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things: `1 object`, `2 objects`; `what` forms its plural with an s."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -291,7 +379,7 @@ def _told() -> Iterator[None]:
 
 
 def _exit_code(error: MossError) -> int:
-    if isinstance(error, AuthenticationError):
+    if isinstance(error, AuthenticationError | EncryptionKeyError):
         return NOT_LET_IN
     return NOT_FOUND if isinstance(error, LookupError) else FAILED
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import email.utils
 import errno
+import functools
 import json
 import os
 import re
@@ -80,7 +81,9 @@ _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _JOB: Final = TypeAdapter(JobStatusResponse)
 # What may pass: a server that is restarted, a proxy before it, a store behind it.
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
-_SUCCESS: Final = frozenset({200, 201, 204})
+_SUCCESS: Final = frozenset({200, 201})
+# Without a body: a page of somebody else's cannot be taken for it.
+_DONE: Final = frozenset({204})
 _MISSING: Final = frozenset({"not_found", "index_not_found", "job_not_found"})
 _BY_CODE: Final[Mapping[str, type[MossError]]] = {
     kind.code: kind
@@ -323,7 +326,7 @@ class HttpLog:
         # See `ObjectLog.write_segment`. By the server's clock: ours may be wrong by days.
         if stored is not None and stored.now - stored.at < timedelta(seconds=FRESH_S):
             return False
-        await self._ask(
+        answer = await self._ask(
             "PUT",
             path,
             headers={"Content-Type": "application/octet-stream", "Content-Length": str(len(data))},
@@ -332,6 +335,8 @@ class HttpLog:
             # The server stores it somewhere, too, before it answers.
             read_s=self._timeouts.slow_s if len(data) > _LARGE_SEGMENT_BYTES else None,
         )
+        if (await self._json(answer)).get("sha256") != sha256:
+            raise self._stranger("another segment than was sent")
         return True
 
     async def _parts(self, data: memoryview) -> AsyncIterator[bytes]:
@@ -353,7 +358,11 @@ class HttpLog:
             content=commit.encode,
             expected=_SUCCESS | {409},
         )
-        return answer.status != 409
+        if answer.status == 409:
+            return False
+        if (await self._json(answer)).get("version") != commit.version:
+            raise self._stranger("another version than was sent")
+        return True
 
     async def delete_segment(self, project: str, index: str, sha256: str) -> bool:
         """Remove a segment that has lain about unnamed for an hour; tells whether it is gone."""
@@ -372,7 +381,10 @@ class HttpLog:
             IndexNotFoundError: If there is no such index (any more).
         """
         answer = await self._find(
-            "DELETE", _index_path(project, index), read_s=self._timeouts.slow_s
+            "DELETE",
+            _index_path(project, index),
+            expected=_DONE,
+            read_s=self._timeouts.slow_s,
         )
         if answer is None:
             raise IndexNotFoundError(f"there is no index {index!r} in {self.name}")
@@ -402,6 +414,7 @@ class HttpLog:
             _job_path(project, job.job_id),
             headers={"Content-Type": "application/json"},
             content=lambda: data,
+            expected=_DONE,
         )
 
     async def get_job(self, project: str, job_id: str) -> JobStatusResponse:
@@ -477,9 +490,17 @@ class HttpLog:
         assert answer is not None  # noqa: S101 - only where `missing`
         return answer
 
-    async def _find(self, method: str, path: str, *, read_s: float | None = None) -> _Answer | None:
+    async def _find(
+        self,
+        method: str,
+        path: str,
+        *,
+        expected: frozenset[int] = _SUCCESS,
+        read_s: float | None = None,
+    ) -> _Answer | None:
         """Make a call in the same way; None where the server says that there is no such thing."""
-        return await self._answered(_Call(method, path, read_s=read_s, missing=True))
+        call = _Call(method, path, expected=expected, read_s=read_s, missing=True)
+        return await self._answered(call)
 
     async def _answered(self, call: _Call) -> _Answer | None:
         tries = _Tries(self._patience)
@@ -733,7 +754,9 @@ class HttpLog:
                 f"{self.name} answered {status}: it is elsewhere{_elsewhere(response)}; give that URL,"
                 " since the key is not sent to where a server points"
             )
-        return self._stranger("404") if status == 404 and not said else CloudUnavailableError(told)
+        if not said and (status == 404 or status < 300):
+            return self._stranger(str(status))
+        return CloudUnavailableError(told)
 
     def _refusal(self) -> str:
         if self._authenticator is not None:
@@ -776,13 +799,19 @@ class HttpLog:
         return all_of()
 
 
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    """Return whom we trust; all connections of this process share it, since it costs 40 ms to make."""
+    return httpx.create_ssl_context()
+
+
 class _Line:
     """The connections of one event loop."""
 
     keeper: AsyncGenerator[None]
 
     def __init__(self) -> None:
-        trust = httpx.create_ssl_context()
+        trust = _trust()
         # Idle ones go before a router forgets them.
         limits = httpx.Limits(
             max_connections=64, max_keepalive_connections=16, keepalive_expiry=30.0

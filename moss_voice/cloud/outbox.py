@@ -160,6 +160,8 @@ class Outbox:
         match = _FIRST_LINE.match(whole)
         if match is None or zlib.crc32(match[3]) != int(match[2], 16):
             raise CorruptDataError(f"{path}: not a push of ours, or damaged")
+        if int(match[1]) < 1:
+            raise CorruptDataError(f"{path}: not a push of ours, or damaged")
         if int(match[1]) > _FORMAT:
             raise FormatVersionError(f"{path}: written by a newer moss_voice; upgrade this one")
         data = whole[match.end() :]
@@ -168,7 +170,7 @@ class Outbox:
         except pydantic.ValidationError:
             raise CorruptDataError(f"{path}: its first line is not one of ours") from None
         ref = entry.segment
-        if (ref is None and data) or (
+        if (ref is None) != (not data) or (
             ref is not None
             and SegmentRef.of(data, rows=ref.rows, tombstones=ref.tombstones, key_id=ref.key_id)
             != ref

@@ -156,6 +156,12 @@ class Keyring:
     def __repr__(self) -> str:
         return f"<Keyring {self.current.id} and {len(self._by_id) - 1} older>"
 
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of the keys, that of the current one first; no secret."""
+        older = [key_id for key_id in reversed(self._by_id) if key_id != self.current.id]
+        return (self.current.id, *older)
+
     @classmethod
     def load(cls, path: Path) -> Keyring:
         """Read a key file: one key per line, the current one first; lines that begin with # are notes.

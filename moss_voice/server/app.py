@@ -67,6 +67,7 @@ def create_app(
     settings = settings or Settings()
     cloud = Cloud(log)
     quota = Quota(log, most=settings.limits.max_indexes)
+    hub = Hub(log, settings)
     here = State(
         log=log,
         cloud=cloud,
@@ -74,8 +75,8 @@ def create_app(
         gate=Gate(log.keys, settings),
         quota=quota,
         intake=Intake(log, settings, quota=quota),
-        hub=Hub(log, settings),
-        library=Library(cloud, settings.limits),
+        hub=hub,
+        library=Library(cloud, settings.limits, on_version=hub.notify),
         readiness=Readiness(log),
         metrics=Metrics(),
         large_bodies=asyncio.Semaphore(_LARGE_BODIES),
@@ -86,6 +87,7 @@ def create_app(
         yield
         here.hub.close()
         here.intake.close()
+        await here.library.close()
         await log.close()
 
     app = FastAPI(
@@ -98,6 +100,8 @@ def create_app(
         redirect_slashes=False,
         separate_input_output_schemas=False,
         lifespan=life,
+        # Its spans would hold paths, and so names, wherever a tracer is set up in this process.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.moss_voice = here
     for router in (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -34,10 +35,16 @@ from moss_voice.types import JobStatusResponse
 
 __all__ = ["Library", "Page"]
 
+logger = logging.getLogger(__name__)
+
+# Told the project, the index and the number of a version that was just made.
+OnVersion = Callable[[str, str, int], None]
+
 _KEPT_BYTES: Final = 64 << 20
 # An answer is built in memory.
 _MAX_PAGE_BYTES: Final = 8 << 20
-_TOO_BUSY: Final = 2
+# Of what reads an index whole.
+_AT_ONCE: Final = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +70,27 @@ class Library:
     """Reads and changes documents; one per server."""
 
     def __init__(
-        self, cloud: Cloud, limits: Limits, *, now: Callable[[], datetime] = utc_now
+        self,
+        cloud: Cloud,
+        limits: Limits,
+        *,
+        on_version: OnVersion,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
-        """Take the cloud to read and to push to."""
+        """Take the cloud to read and to push to, and whom to tell of each version made."""
         self._cloud = cloud
+        self._on_version = on_version
         self._limits = limits
         self._now = now
         self._kept: OrderedDict[tuple[SegmentRef, ...], _Texts] = OrderedDict()
-        self._busy = asyncio.Semaphore(_TOO_BUSY)
+        self._busy = asyncio.Semaphore(_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Give up what is under way in the background: whoever pushes next does it."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # --- reading -----------------------------------------------------------------------------------
 
@@ -256,7 +276,32 @@ class Library:
                 project,
                 JobStatusResponse(commit.job_id, "completed", 1.0, None, None, at, at, at),
             )
+        self._on_version(project, index, commit.version)
+        if self._cloud.needs_compaction(commit):
+            task = asyncio.create_task(self._look_after(project, commit))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return commit
+
+    async def _look_after(self, project: str, commit: Commit) -> None:
+        """Join segments, as clients do after a push of theirs."""
+        spools: list[Spool] = []
+
+        async def load(ref: SegmentRef) -> Segment:
+            spools.append(Spool())
+            return await self._load(project, commit, ref, spools[-1])
+
+        try:
+            async with self._busy:
+                joined = await self._cloud.compact(project, commit.index, load=load)
+            if joined is not None:
+                self._on_version(project, commit.index, joined.version)
+                await self._cloud.collect(project, commit.index)
+        except MossError as error:
+            logger.warning("an index was not compacted (%s)", error.code)
+        finally:
+            for spool in spools:
+                spool.close()
 
 
 def _encrypted() -> Refusal:

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Final
 
 import uvicorn
 from prometheus_client import start_http_server
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 __all__ = ["listen", "serve"]
+
+# How long a connection may be open without a whole request's head.
+_SILENT_S: Final = 30.0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -115,6 +118,22 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._hub = app.state.moss_voice.hub
         self._on_ready = on_ready
+
+        self._silent: dict[object, float] = {}
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 50 == 0:
+            self._drop_silent()
+        return await super().on_tick(counter)
+
+    def _drop_silent(self) -> None:
+        """Close connections on which no request came for long: uvicorn keeps them for ever."""
+        now = asyncio.get_running_loop().time()
+        silent = [c for c in self.server_state.connections if getattr(c, "cycle", c) is None]
+        self._silent = {connection: self._silent.get(connection, now) for connection in silent}
+        for connection in silent:
+            if now - self._silent[connection] > _SILENT_S:
+                connection.transport.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)

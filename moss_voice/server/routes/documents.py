@@ -72,7 +72,6 @@ async def merge_documents(
         await here.quota.admit(project, index)
         commit = await here.library.merge(project, index, data)
     here.metrics.commits.labels("documents").inc()
-    here.hub.notify(project, index, commit.version)
     return DocumentsMerged(version=commit.version, doc_count=commit.doc_count, job_id=commit.job_id)
 
 
@@ -98,5 +97,4 @@ async def delete_documents(
     commit, deleted = await here.library.delete(project, index, wanted.ids)
     if deleted:
         here.metrics.commits.labels("documents").inc()
-        here.hub.notify(project, index, commit.version)
     return DocumentsDeleted(version=commit.version, doc_count=commit.doc_count, deleted=deleted)
