@@ -15,6 +15,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -32,12 +33,21 @@ from moss_voice.call.memory import DEADLINE_MS, MIN_SCORE, CallMemory
 from moss_voice.cloud.cache import SegmentCache
 from moss_voice.cloud.cloud import Authenticator, Forgotten, open_cloud
 from moss_voice.cloud.keys import DEFAULT_PROJECT
-from moss_voice.cloud.log import FRESH_S, GRACE_S, KEEP_COMMITS, Commit, Segment, decode_commit
+from moss_voice.cloud.log import (
+    FRESH_S,
+    GRACE_S,
+    KEEP_COMMITS,
+    Commit,
+    Segment,
+    decode_commit,
+    decode_segment,
+)
 from moss_voice.cloud.outbox import Outbox
-from moss_voice.cloud.sealing import Keyring
+from moss_voice.cloud.sealing import Keyring, is_sealed
 from moss_voice.errors import (
     AuthenticationError,
     CloudUnavailableError,
+    CorruptDataError,
     FilterError,
     IndexExistsError,
     IndexNotFoundError,
@@ -150,6 +160,11 @@ class MossClient:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._loaded)} loaded"
         return f"<MossClient {self._project_id or 'default'!r} on {self._where or 'embedded'}, {state}>"
+
+    @property
+    def encryption_key_ids(self) -> tuple[str, ...]:
+        """The ids of the encryption keys, that of the current one first; none without a key."""
+        return self._keyring.ids if self._keyring is not None else ()
 
     async def __aenter__(self) -> Self:
         return self
@@ -686,13 +701,17 @@ class MossClient:
         return [_info(head) for head in await remote.cloud.list_indexes(remote.project)]
 
     async def delete_index(self, name: str) -> None:
-        """Delete a stored index with all its versions; a loaded copy is let go of.
+        """Delete a stored index with all its versions; copies that are loaded or cached are let go of.
 
         Raises:
             IndexNotFoundError: If the cloud has none of that name.
         """
         remote = await self._remote()
+        before: list[Commit] = []
+        with suppress(CorruptDataError):  # what is damaged can be deleted too
+            before = await remote.cloud.history(remote.project, name)
         await remote.cloud.delete_index(remote.project, name)
+        await self._let_go(remote, before)
         await self.unload_index(name)
 
     async def history(self, name: str) -> list[IndexVersion]:
@@ -756,7 +775,8 @@ class MossClient:
     async def encrypt_index(self, name: str) -> bool:
         """Write an index anew, sealed with the current key, and remove all that is not.
 
-        For an index that was made without a key, or with an older one. Its older versions go.
+        For an index that was made without a key, or with an older one. Its older versions go, and what the
+        local cache holds of them.
 
         Returns:
             False where there was nothing to do.
@@ -767,7 +787,11 @@ class MossClient:
         """
         await self.get_index(name)
         remote = await self._remote()
-        return await remote.cloud.reseal(remote.project, name) is not None
+        before = await remote.cloud.history(remote.project, name)
+        done = await remote.cloud.reseal(remote.project, name)
+        if done is not None:
+            await self._let_go(remote, before)
+        return done is not None
 
     async def forget(
         self,
@@ -817,17 +841,21 @@ class MossClient:
             return np.fromiter((condition.matches(one) for one in told), np.bool_, len(segment))
 
         results: list[Forgotten] = []
+        clean: list[Commit] = []
         for name in dict.fromkeys(index_names):
             before = await remote.cloud.history(remote.project, name)
             found = await remote.cloud.forget(remote.project, name, matches, dry_run=dry_run)
             told = (found.documents, found.older, found.removed, found.pending) if found else ()
             if found is None or not any(told):
+                clean += before
                 continue
             results.append(found)
             if not dry_run:
                 await self._let_go(remote, before)
                 if name in self._loaded:
                     await self._loaded[name].refresh()
+        if not dry_run and remote.cache is not None:
+            await in_worker(_sweep, remote.cache, clean, matches)
         return results
 
     @staticmethod
@@ -942,6 +970,28 @@ def _keyring(
     if keys is None:
         return None
     return Keyring([keys] if isinstance(keys, str | bytes) else keys)
+
+
+def _sweep(
+    cache: SegmentCache,
+    clean: Sequence[Commit],
+    matches: Callable[[Segment], npt.NDArray[np.bool_]],
+) -> None:
+    """Remove from a cache what may hold documents to be forgotten, also of versions that are no more.
+
+    Of a graph, or of what is sealed, nobody can tell here what is in it: what is not known to be clean
+    goes, to be fetched or built anew.
+    """
+
+    def doomed(data: memoryview) -> bool:
+        try:
+            return is_sealed(data) or bool(matches(decode_segment(data)).any())
+        except CorruptDataError:
+            return True
+
+    names = {ref.sha256 for commit in clean for ref in commit.segments}
+    graphs = {key for commit in clean for key in graph_keys(commit)}
+    cache.sweep(doomed, keep=names, keep_graphs=graphs)
 
 
 def _retrieved(task: asyncio.Future[Any]) -> None:

@@ -659,9 +659,9 @@ class _Mails:
             sign, host = True, host + 1
         elif not sign and (self._value(host), self._value(host + 1)) == ("the", "rate"):
             sign, host = True, host + 2 + (self._value(host + 2) == "of")
-        if not (at > 0 and self._is_atom(at - 1) and self._follows_name(at)):
+        if not (at > floor and self._is_atom(at - 1) and self._follows_name(at)):
             return None
-        if not (self._is_atom(host) and self._is_near(host)):
+        if not (self._is_atom(host) and self._is_near(host)) or self._value(host) in _DOTS:
             return None
         cued = not _MAIL_WORDS.isdisjoint(
             item.value for item in self._items[max(floor, at - 12) : at]

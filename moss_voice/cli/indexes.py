@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,28 @@ from rich.table import Table
 from rich.text import Text
 
 from moss_voice.cli.play import show_line
-from moss_voice.cli.shell import FAILED, Shell, plain
-from moss_voice.errors import InvalidArgumentError
+from moss_voice.cli.shell import FAILED, Shell, counted, plain
+from moss_voice.client import MossClient
+from moss_voice.errors import IndexNotFoundError, InvalidArgumentError
 from moss_voice.faq import read_documents
-from moss_voice.types import DocumentInfo, IndexInfo, MutationOptions, MutationResult, QueryOptions
+from moss_voice.types import (
+    DocumentInfo,
+    IndexInfo,
+    IndexVersion,
+    MutationOptions,
+    MutationResult,
+    QueryOptions,
+)
 
 __all__ = [
     "add",
     "create",
     "delete",
     "export",
+    "kept_until",
     "list_all",
+    "moment",
+    "period",
     "query",
     "recover",
     "show",
@@ -51,13 +63,21 @@ def _documents(files: Sequence[Path], max_words: int) -> list[DocumentInfo]:
 
 
 async def create(
-    shell: Shell, name: str, files: Sequence[Path], *, model: str | None, max_words: int
+    shell: Shell,
+    name: str,
+    files: Sequence[Path],
+    *,
+    model: str | None,
+    max_words: int,
+    ttl_s: float | None = None,
 ) -> None:
     """Index FAQ files under a new name."""
     documents = await asyncio.to_thread(_documents, files, max_words)
     async with shell.client() as client:
         with shell.progress(f"Embedding {len(documents)} documents") as moved:
-            result = await client.create_index(name, documents, model, on_progress=moved)
+            result = await client.create_index(
+                name, documents, model, on_progress=moved, ttl=ttl_s
+            )
     _changed(shell, result, f"created with {result.doc_count} documents")
 
 
@@ -97,19 +117,36 @@ async def list_all(shell: Shell) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("model", overflow="fold")
     table.add_column("updated", no_wrap=True)
+    # What few projects use takes no room from the others.
+    kept = any(info.ttl_s is not None for info in found)
+    sealed = any(info.encrypted for info in found)
+    for title, shown in (("kept for", kept), ("encrypted", sealed)):
+        if shown:
+            table.add_column(title, no_wrap=True)
     for info in found:
         table.add_row(
             Text(plain(info.name)),
             f"{info.doc_count}",
             f"{info.version}",
             Text(plain(info.model)),
-            _when(info),
+            moment(info.updated_at),
+            *([period(info.ttl_s) if info.ttl_s is not None else "-"] if kept else []),
+            *(["yes" if info.encrypted else "no"] if sealed else []),
         )
     shell.out.print(table)
 
 
-def _when(info: IndexInfo) -> str:
-    return info.updated_at.astimezone().strftime("%Y-%m-%d %H:%M")
+def moment(at: datetime) -> str:
+    """Return a time as this place's clocks show it, to the minute."""
+    return at.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def period(seconds: float) -> str:
+    """Return a duration as the options take it, in the largest unit that is exact: `30d`, `90s`."""
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds // size:.0f}{unit}"
+    return f"{seconds:g}s"
 
 
 async def show(shell: Shell, name: str) -> None:
@@ -129,9 +166,22 @@ async def show(shell: Shell, name: str) -> None:
         ("model", info.model),
         ("created", info.created_at.astimezone().isoformat(timespec="seconds")),
         ("updated", info.updated_at.astimezone().isoformat(timespec="seconds")),
+        ("kept", kept_until(info)),
+        ("encrypted", "yes" if info.encrypted else "no"),
     ):
         table.add_row(Text(key, style="dim"), Text(plain(value)))
     shell.out.print(table)
+
+
+def kept_until(info: IndexInfo) -> str:
+    """Tell when an index is to be deleted, should nobody change it before."""
+    if info.ttl_s is None:
+        return "until somebody deletes it"
+    since = f"{period(info.ttl_s)} from its last change"
+    try:
+        return f"{since}, now until {moment(info.updated_at + timedelta(seconds=info.ttl_s))}"
+    except OverflowError:
+        return since
 
 
 async def delete(shell: Shell, name: str, *, sure: bool) -> None:
@@ -149,10 +199,24 @@ async def delete(shell: Shell, name: str, *, sure: bool) -> None:
         shell.out.print(Text.assemble((plain(name), "bold"), ": deleted"))
 
 
-async def export(shell: Shell, name: str, out: Path | None) -> None:
+async def _documents_of(
+    client: MossClient, name: str, version: int | None
+) -> tuple[IndexInfo | IndexVersion, list[DocumentInfo]]:
+    """Return the documents of an index, or of an older version of it, and what is known of that."""
+    if version is None:
+        return await client.get_index(name), await client.get_docs(name)
+    async with await client.session(name, version=version) as session:
+        documents = await session.get_docs()
+    found = [one for one in await client.history(name) if one.version == version]
+    if not found:
+        raise IndexNotFoundError(f"version {version} of index {name!r} was just removed")
+    return found[0], documents
+
+
+async def export(shell: Shell, name: str, out: Path | None, *, version: int | None = None) -> None:
     """Write an index's documents as JSON lines that `index create` and `index add` read."""
     async with shell.client() as client:
-        documents = await client.get_docs(name)
+        _, documents = await _documents_of(client, name, version)
     rows = [_row(doc) for doc in documents]
     if out is not None:
         await asyncio.to_thread(_write, out, rows)
@@ -210,11 +274,10 @@ async def query(shell: Shell, name: str, text: str, options: QueryOptions) -> No
     shell.out.print(Text(f"{found} in {result.time_taken_ms:.1f} ms", style="dim"))
 
 
-async def show_session(shell: Shell, name: str) -> None:
+async def show_session(shell: Shell, name: str, *, version: int | None = None) -> None:
     """Print the turns of a stored call in the order spoken."""
     async with shell.client() as client:
-        info = await client.get_index(name)
-        documents = await client.get_docs(name)
+        info, documents = await _documents_of(client, name, version)
     # What is no turn comes last, in the order it was added.
     documents.sort(key=lambda doc: _number(doc) or sys.maxsize)
     if shell.json:
@@ -224,7 +287,8 @@ async def show_session(shell: Shell, name: str) -> None:
     shell.out.print(
         Text.assemble(
             (plain(name), "bold"),
-            f": {info.doc_count} documents, version {info.version}, updated {_when(info)}",
+            f": {info.doc_count} documents, version {info.version}, updated",
+            f" {moment(info.updated_at if isinstance(info, IndexInfo) else info.at)}",
         )
     )
     for doc in documents:
@@ -252,16 +316,16 @@ async def recover(shell: Shell) -> None:
     if shell.json:
         shell.emit(found)
     elif not found:
-        shell.out.print("Nothing to recover: every call that ended was pushed.")
+        shell.out.print("Nothing to recover: every call that ended was pushed, and no push waits.")
     else:
         for call in found:
             name = plain(call.index_name) or "an unreadable journal"
             told = {
-                "pushed": f"pushed, {call.turns} changes",
+                "pushed": f"pushed, {counted(call.turns, 'change')}",
                 "elsewhere": f"kept: it belongs to {plain(call.detail)}; run it with that --cloud",
-                "failed": f"kept, {call.turns} changes: {plain(call.detail)}",
+                "failed": f"kept, {counted(call.turns, 'change')}: {plain(call.detail)}",
             }[call.status]
-            damaged = f"; {call.damaged} damaged records were left out" if call.damaged else ""
+            damaged = f"; left out: {counted(call.damaged, 'damaged record')}" if call.damaged else ""
             style = {"pushed": "green", "elsewhere": "yellow", "failed": "red"}[call.status]
             mark = "✓ " if call.status == "pushed" else "✗ "
             shell.out.print(Text.assemble((mark, style), (name, "bold"), f": {told}{damaged}"))

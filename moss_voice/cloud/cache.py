@@ -112,6 +112,32 @@ class SegmentCache:
                 with self._forgiving("remove", path):
                     self._drop(path)
 
+    def sweep(
+        self,
+        doomed: Callable[[memoryview], bool],
+        *,
+        keep: Collection[str],
+        keep_graphs: Collection[str],
+    ) -> None:
+        """Remove every segment of which `doomed` says so, and every graph, but for those to keep.
+
+        Args:
+            doomed: Given a segment's bytes, unchecked.
+            keep: Segments that are not looked at.
+            keep_graphs: Keys of graphs.
+        """
+        for path in self._segments.glob("*"):
+            # What is temporary may be under way, and is swept out by and by.
+            if path.name not in keep and path.suffix != _TEMPORARY:
+                with self._forgiving("read", path):
+                    if doomed(memoryview(path.read_bytes())):
+                        self._drop(path)
+        stems = {_graph_stem(key) for key in keep_graphs}
+        for path in self._graphs.glob("*"):
+            if path.name.partition(".")[0] not in stems and path.suffix != _TEMPORARY:
+                with self._forgiving("remove", path):
+                    self._drop(path)
+
     def write_head(self, cloud: str, project: str, commit: Commit) -> None:
         """Remember the newest commit of an index, for when its cloud is away.
 

@@ -134,18 +134,6 @@ class Log(Protocol):
         """Remove what nobody can still need; returns how many objects that were."""
         ...
 
-    async def report(self, project: str, commit: Commit, *, job_id: str | None = None) -> None:
-        """Store the job of a push that is done, so that any process can ask for it.
-
-        Args:
-            project: The project's id.
-            commit: What the push made.
-            job_id: The commit's where None.
-        """
-        at = commit.updated_at
-        done = JobStatusResponse(job_id or commit.job_id, "completed", 1.0, None, None, at, at, at)
-        await self.log.put_job(project, done)
-
     async def put_job(self, project: str, job: JobStatusResponse) -> None:
         """Store how far a job has come."""
         ...
@@ -871,6 +859,18 @@ class Cloud:
         return await asyncio.to_thread(look)
 
     # --- jobs and credentials ----------------------------------------------------------------------
+
+    async def report(self, project: str, commit: Commit, *, job_id: str | None = None) -> None:
+        """Store the job of a push that is done, so that any process can ask for it.
+
+        Args:
+            project: The project's id.
+            commit: What the push made.
+            job_id: The commit's where None.
+        """
+        at = commit.updated_at
+        done = JobStatusResponse(job_id or commit.job_id, "completed", 1.0, None, None, at, at, at)
+        await self.log.put_job(project, done)
 
     async def put_job(self, project: str, job: JobStatusResponse) -> None:
         """Store how far a job has come, over what was stored before."""
