@@ -135,7 +135,7 @@ class _Gap(IntEnum):
 
 
 _BRIDGES: Final = {
-    **dict.fromkeys(_FILLERS, _Gap.FILLER),
+    **dict.fromkeys(_FILLERS | _set("yes yeah yep right next sorry"), _Gap.FILLER),
     **dict.fromkeys(_set("dash hyphen dot period space minus"), _Gap.HYPHEN),
     **dict.fromkeys(_set("and then comma"), _Gap.COMMA),
 }
@@ -600,6 +600,18 @@ _NO_NAMES: Final = _set(
     " booked stay staying live living available arrive up out down over back again everything all"
     " call calls phone text website site page online store dot"
 )
+_REMARKS: Final = tuple(
+    tuple(remark.split())
+    for remark in (
+        "all 1 word",
+        "1 word",
+        "all lowercase",
+        "all lower case",
+        "lowercase",
+        "lower case",
+    )
+    + ("no spaces", "no caps", "all together")
+)
 _DOTTED: Final = _DOTS | _COMMON_ENDS | _set("dotcom dotnet dotorg")
 _FULL_STOP: Final = re.compile(r"\.\w")
 _ARTICLES: Final = _set("a an the my your our this that")
@@ -689,7 +701,7 @@ class _Mails:
         start = at
         words = 0
         structured = False
-        place = at - 1
+        place = at - 1 - self._remark(at - 1)
         while place >= max(floor, at - _LONGEST_LOCAL) and self._is_atom(place):
             part = self._part(place, start, at)
             words += part == "word"
@@ -700,6 +712,13 @@ class _Mails:
                 start = place
             place -= 1
         return start, structured
+
+    def _remark(self, last: int) -> int:
+        """Return how many items that end at one tell how a name is spelled: "all one word"."""
+        for remark in _REMARKS:
+            if tuple(self._value(last - back) for back in range(len(remark))) == remark[::-1]:
+                return len(remark)
+        return 0
 
     def _part(
         self, place: int, start: int, at: int
@@ -844,6 +863,7 @@ _CUES: Final[dict[str, _Cue]] = {
     ),
 }
 _CUE_PAIRS: Final[dict[tuple[str, str], _Cue]] = {
+    ("area", "code"): "phone",
     ("national", "insurance"): "national_id",
     ("insurance", "number"): "national_id",
     ("ni", "number"): "national_id",
@@ -1062,7 +1082,7 @@ def _phone_rank(stretch: _Stretch) -> int:
         return 70
     if stretch.edge < _Edge.SURE or other or stretch.code:
         return 0
-    if stretch.cue == "phone":
+    if stretch.cue == "phone" and not stretch.digits.endswith("00000"):
         return 45 if stretch.paused or size > 15 else 50
     if size < 10 and stretch.cue:
         return 0
@@ -1086,17 +1106,25 @@ def _is_phone(stretch: _Stretch) -> bool:
     size = len(digits)
     # One digit, then a comma, and so on.
     ones = len(shape) == size
-    seven = shape == (3, 4) and digits[0] > "1" and (stretch.spoken or not stretch.paused)
+    seven = shape == (3, 4) and _is_local(stretch)
     halves = shape == (5, 5) and stretch.spoken
     if stretch.paused and not (shape in _PAUSED or ones or seven or halves):
         return False
     if digits[0] == "0":
         return _is_trunk(digits)
     if size == 7:
-        return seven and stretch.widest >= _Gap.HYPHEN
+        return seven
     if ones or stretch.singly:
         return 10 <= size <= 15 and (size > 10 or digits[0] > "1")
     return _is_grouped(digits, shape)
+
+
+def _is_local(stretch: _Stretch) -> bool:
+    """Tell three and four digits, joined by a hyphen or read out with a pause, from a range."""
+    exchange, line = stretch.digits[:3], stretch.digits[3:]
+    is_range = int(exchange) % 50 == int(line) % 50 == 0
+    one_by_one = len(stretch.numbers) == 7
+    return exchange > "2" and not is_range and (stretch.hyphened or (one_by_one and stretch.paused))
 
 
 def _is_trunk(digits: str) -> bool:

@@ -104,20 +104,16 @@ class Door:
 
     def path(self, index: str | None = None, rest: str = "") -> str:
         """Return a path below the project, or below one of its indexes."""
-        path = f"/v1/projects/{quote(self.project, safe='')}"
+        path = f"/v1/projects/{_component(self.project)}"
         if index is not None:
-            path += f"/indexes/{quote(index, safe='')}"
+            path += f"/indexes/{_component(index)}"
         return path + rest
 
     def put_segment(self, index: str, sent: Made) -> httpx.Response:
-        return self.http.put(
-            self.path(index, f"/segments/{sent.ref.sha256}"), content=sent.data
-        )
+        return self.http.put(self.path(index, f"/segments/{sent.ref.sha256}"), content=sent.data)
 
     def put_commit(self, new: Commit) -> httpx.Response:
-        return self.http.put(
-            self.path(new.index, f"/commits/{new.version}"), content=new.encode()
-        )
+        return self.http.put(self.path(new.index, f"/commits/{new.version}"), content=new.encode())
 
     def push(self, index: str, *ids: str, on: Commit | None = None) -> Commit:
         """Push a version; returns its commit."""
@@ -127,6 +123,11 @@ class Door:
         answer = self.put_commit(new)
         assert answer.status_code == 201, answer.text
         return new
+
+
+def _component(name: str) -> str:
+    # Dots too: clients resolve them.
+    return quote(name, safe="").replace(".", "%2E")
 
 
 def code(answer: httpx.Response) -> str:

@@ -281,6 +281,11 @@ async def until(holds: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
+def wait_until(holds: Callable[[], object]) -> None:
+    """Do the same where there is no loop."""
+    asyncio.run(until(holds))
+
+
 async def read(log: HttpLog) -> bytes | None:
     parts = await log.read_segment("p", "i", SHA)
     return None if parts is None else b"".join([part async for part in parts])
@@ -1483,14 +1488,27 @@ def test_one_log_in_many_event_loops() -> None:
 
         for _ in range(3):
             asyncio.run(use())
-            assert log._lines == {}
+            assert [line.asking.is_closed for line in log._lines.values()] == [True]
         threads = [threading.Thread(target=lambda: asyncio.run(use())) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(30)
-        assert log._lines == {}
-        gc.collect()
+        assert all(line.asking.is_closed for line in log._lines.values())
+        wait_until(lambda: not server.open)
+
+
+async def test_a_log_that_is_dropped_lets_go() -> None:
+    """Connections of a log that nobody holds any more are closed, while its loop goes on."""
+    async with Scripted(CALLS["head"][1]) as server:
+        for _ in range(3):
+            log = HttpLog(server.url, key=KEY)
+            await log.head("p", "i")
+            circle = [log]
+            circle.append(circle)  # type: ignore[arg-type]
+            del log, circle
+            gc.collect()
+            await until(lambda: not server.open)
 
 
 def test_a_loop_that_ended_badly_is_forgotten() -> None:
@@ -1499,12 +1517,19 @@ def test_a_loop_that_ended_badly_is_forgotten() -> None:
         log = HttpLog(server.url, key=KEY)
         loop = asyncio.new_event_loop()
         loop.run_until_complete(log.head("p", "i"))
-        assert list(log._lines) == [loop]
+        (line,) = log._lines.values()
         # What a program does that does not end its loop as asyncio does: the sockets are its own.
-        loop.run_until_complete(log._lines[loop].asking.aclose())
+        loop.run_until_complete(line.asking._transport.aclose())
         loop.close()
-        asyncio.run(log.head("p", "i"))
-        assert log._lines == {}
+
+        async def use() -> None:
+            await log.head("p", "i")
+            assert list(log._lines) == [asyncio.get_running_loop()]
+            await log.close()
+            assert log._lines == {}
+
+        asyncio.run(use())
+        assert not line._let_go.alive or line._let_go.detach()
 
 
 def test_importing_and_opening_touch_nothing() -> None:

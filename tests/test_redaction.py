@@ -64,6 +64,9 @@ card «\uff14\uff12\uff14\uff12 \uff14\uff12\uff14\uff12 \uff14\uff12\uff14\uff1
 VISA«4242424242424242»
 my zip is 94102. «4242 4242 4242 4242»
 pay with «4242 4242 4242 4242» 12/26
+Sure, it's «4 2 4 2, 4 2 4 2, 4 2 4 2, 4 2 4 2».
+«four two four two, yes, four two four two, yeah, four two four two, four two four two» that's it
+«4242 space 4242 space 4242 space 4242»
 pay with «four two four two four two four two four two four two four two four two», expiring twelve twenty six
 order 12345678 was paid with «4242 4242 4242 4242»
 """
@@ -132,6 +135,10 @@ send it to «billing at acme dot com»
 write to «support at my shop dot co»
 my address is «tom at tom hyphen smith dot de»
 sure, «ann at example dot com».
+it's «john smith, all one word, at gmail dot com»
+«s as in sam m as in mary i t h at gmail dot com»
+my email is «jdoe nineteen eighty five at gmail dot com»
+«a@b.com» @c.com
 «alice at mail dot example dot com»
 """
 
@@ -205,6 +212,7 @@ my phone is «555 26 71»
 her number's «612 345 678»
 you can text «two one two triple five oh one double nine»
 my cell is «4155552671», thanks
+area code 415, number «555 2671»
 my order is late, so ring me on «5552671»
 tel:«4155552671»
 «4155552671»x123
@@ -324,6 +332,9 @@ the address is 2800 University Drive, Coral Springs, 33065
 definitely they are located two zero zero seven franklin street
 I live at nine hundred north point street
 room 204, 205, 206 and 207
+room two oh four, twelve fifty
+between 500-1500 people
+call volume was 1500000 last year
 rooms two oh four, two oh five, two oh six and two oh seven
 bus 38, 49 and 14 or lines 5 6 7 8
 lottery numbers five, twelve, twenty three, thirty one, forty two, nine

@@ -19,6 +19,7 @@ import re
 import secrets
 import ssl
 import time
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -178,7 +179,7 @@ class HttpLog:
         self._patience = _Patience(retries, retry_budget_s, sleep, clock)
         self._on_sent = on_sent
         self._heads: dict[tuple[str, str], tuple[str, Head]] = {}
-        # By event loop. Not weak: connections refer to their loop, and would keep it alive all the same.
+        # By event loop; not weakly, since connections refer to their loop and would keep it alive.
         self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
         self._tells = True
 
@@ -194,7 +195,7 @@ class HttpLog:
         """Let go of the connections of this event loop; the next call opens them anew."""
         line = self._lines.pop(asyncio.get_running_loop(), None)
         if line is not None:
-            await line.keeper.aclose()
+            await line.close()
 
     async def check_credentials(self, project_id: str | None, project_key: str | None) -> str:
         """Return the project that the credentials open.
@@ -637,30 +638,17 @@ class HttpLog:
         """Return the connections of this event loop."""
         loop = asyncio.get_running_loop()
         line = self._lines.get(loop)
-        if line is not None:
+        if line is not None and not line.asking.is_closed:
             return line
-        for other in list(self._lines):
-            if other.is_closed():
+        for other in [loop, *self._lines]:
+            if other is loop or other.is_closed():
                 self._lines.pop(other, None)
         # It reads files and imports, for longer than an event loop should wait.
         made = await asyncio.to_thread(_Line)
         line = self._lines.setdefault(loop, made)
         if line is made:
-            line.keeper = self._kept(loop, line)
-            await anext(line.keeper)
+            await line.settle(self, loop)
         return line
-
-    async def _kept(self, loop: asyncio.AbstractEventLoop, line: _Line) -> AsyncGenerator[None]:
-        """Close a loop's connections at the end of this generator: of which the loop itself sees to it.
-
-        `asyncio.run` ends the generators that were begun in its loop; so what was not closed is closed.
-        """
-        try:
-            yield
-        finally:
-            self._lines.pop(loop, None)
-            await line.asking.aclose()
-            await line.watching.aclose()
 
     async def _credential(self, call: _Call, refused: str | None) -> str | None:
         """Return the key or a token to send, another one than was refused."""
@@ -806,9 +794,7 @@ def _trust() -> ssl.SSLContext:
 
 
 class _Line:
-    """The connections of one event loop."""
-
-    keeper: AsyncGenerator[None]
+    """The connections of one event loop. Whoever forgets to close them need not."""
 
     def __init__(self) -> None:
         trust = _trust()
@@ -821,6 +807,34 @@ class _Line:
         unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self.watching = httpx.AsyncClient(verify=trust, limits=unlimited, headers=_AGENT)
         self.renewing = asyncio.Lock()
+        self._keeper = self._kept()
+        self._closing: asyncio.Task[None] | None = None
+
+    async def settle(self, owner: HttpLog, loop: asyncio.AbstractEventLoop) -> None:
+        """Close at the end of the loop, or when the owner is let go of, if not before."""
+        self._let_go = weakref.finalize(owner, self._close_soon, loop)
+        self._let_go.atexit = False
+        await anext(self._keeper)
+
+    async def _kept(self) -> AsyncGenerator[None]:
+        """Close at the end of this generator: `asyncio.run` ends those that were begun in its loop."""
+        try:
+            yield
+        finally:
+            await self.close()
+
+    def _close_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        def begin() -> None:
+            self._closing = loop.create_task(self.close())
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(begin)
+
+    async def close(self) -> None:
+        """Close the connections; again does nothing."""
+        self._let_go.detach()
+        await self.asking.aclose()
+        await self.watching.aclose()
 
 
 _AGENT: Final = {"User-Agent": "moss-voice"}

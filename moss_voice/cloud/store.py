@@ -178,7 +178,11 @@ class ObjectLog:
         folder = _folder(project, index)
         versions = [entry.version for entry in await self._entries(folder) if entry.size_bytes]
         found = await together(self._read_commit(folder, version) for version in versions)
-        return [commit for commit in found if commit is not None and not self._is_over(commit)]
+        return [
+            commit
+            for commit in found
+            if commit is not None and not commit.deleted and not self._is_over(commit)
+        ]
 
     async def read_segment(
         self, project: str, index: str, sha256: str

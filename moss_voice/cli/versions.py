@@ -1,0 +1,377 @@
+"""What becomes of an index in time: its versions, how long it is kept, who can read it, what is forgotten.
+
+The law: nothing goes before somebody was asked, and what is told to be gone was looked for once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from moss_voice.cli.indexes import kept_until, moment, period
+from moss_voice.cli.shell import FAILED, Shell, counted, plain
+from moss_voice.client import MossClient
+from moss_voice.cloud.cloud import Forgotten
+from moss_voice.cloud.sealing import SealingKey, new_key
+from moss_voice.errors import (
+    CorruptDataError,
+    EncryptionKeyError,
+    IndexNotFoundError,
+    MossError,
+    PermissionDeniedError,
+)
+from moss_voice.types import IndexInfo, IndexVersion
+
+__all__ = [
+    "collect",
+    "encrypt",
+    "forget",
+    "history",
+    "new",
+    "restore",
+    "set_ttl",
+    "show_ids",
+]
+
+T = TypeVar("T")
+
+# Of a terminal's width, what the columns of a history need; the least telling ones go first.
+_WIDTHS = (("size", 68), ("segments", 78))
+
+
+async def history(shell: Shell, name: str) -> None:
+    """Tell about the versions of an index, newest first."""
+    async with shell.client() as client:
+        found = await client.history(name)
+    if shell.json:
+        shell.emit(found)
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("version", justify="right", no_wrap=True)
+    table.add_column("what", overflow="fold")
+    table.add_column("documents", justify="right", no_wrap=True)
+    shown = [title for title, least in _WIDTHS if shell.out.width >= least]
+    for title in reversed(shown):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("when", no_wrap=True)
+    for version in found:
+        cells = {"segments": f"{version.segments}", "size": decimal(version.size_bytes)}
+        table.add_row(
+            f"{version.version}",
+            _what(version),
+            f"{version.doc_count}",
+            *(cells[title] for title in reversed(shown)),
+            moment(version.at),
+            style="bold" if version.current else "",
+        )
+    shell.out.print(table)
+
+
+def _what(version: IndexVersion) -> str:
+    told = {
+        "push": "push",
+        "restore": f"restore of {version.of}",
+        "replace": f"replaced {version.of}",
+        "upkeep": "upkeep",
+    }[version.kind]
+    return f"{told}, current" if version.current else told
+
+
+async def restore(shell: Shell, name: str, version: int, *, sure: bool) -> None:
+    """Make a new version with the documents of an older one, after a question."""
+    async with shell.client() as client:
+        if not sure:
+            versions = await client.history(name)
+            old = next((one for one in versions if one.version == version), None)
+            # Where it is not kept, restoring tells so.
+            if old is not None and not old.current:
+                await _ask(
+                    f"Put version {version} of {plain(name)!r} ({counted(old.doc_count, 'document')},"
+                    f" {moment(old.at)}) in the place of version {versions[0].version}"
+                    f" ({counted(versions[0].doc_count, 'document')})?"
+                )
+        info = await client.restore_index(name, version)
+    if shell.json:
+        shell.emit(info)
+    elif info.version == version:
+        _tell(shell, name, f"version {version} is the current one already")
+    else:
+        documents = counted(info.doc_count, "document")
+        _tell(shell, name, f"version {info.version} holds what {version} held, {documents}")
+
+
+async def _ask(question: str) -> None:
+    if not await asyncio.to_thread(typer.confirm, question, err=True):
+        raise typer.Exit(FAILED)
+
+
+def _tell(shell: Shell, name: str, what: str) -> None:
+    shell.out.print(Text.assemble((plain(name), "bold"), f": {what}"))
+
+
+async def collect(
+    shell: Shell, names: Sequence[str] | None, *, grace_s: float, keep: int
+) -> None:
+    """Remove what nobody needs any more of indexes, of all where `names` is None."""
+    async with shell.client() as client:
+
+        async def one(name: str) -> int:
+            return await client.collect_index(name, grace=grace_s, keep=keep)
+
+        removed, failed = await _each(shell, client, names, "Collecting", one)
+    if shell.json:
+        shell.emit([{"index_name": name, "removed": count} for name, count in removed.items()])
+    else:
+        for name, count in removed.items():
+            if count or len(removed) == 1:
+                told = f"{counted(count, 'object')} removed" if count else "nothing to remove"
+                _tell(shell, name, told)
+        if len(removed) != 1:
+            total = counted(sum(removed.values()), "object")
+            shell.out.print(f"{total} removed from {_indexes(len(removed))}")
+    _raise(shell, failed)
+
+
+def _indexes(number: int) -> str:
+    return "1 index" if number == 1 else f"{number} indexes"
+
+
+async def _each(
+    shell: Shell,
+    client: MossClient,
+    names: Sequence[str] | None,
+    what: str,
+    work: Callable[[str], Awaitable[T]],
+) -> tuple[dict[str, T], list[MossError]]:
+    """Do something to each index; what is wrong with one does not keep the others from it."""
+    if names is None:
+        names = [info.name for info in await client.list_indexes()]
+    names = list(dict.fromkeys(names))
+    done: dict[str, T] = {}
+    failed: list[MossError] = []
+    with shell.progress(what, quiet=len(names) < 2) as moved:
+        for count, name in enumerate(names):
+            moved(count, len(names))
+            try:
+                done[name] = await work(name)
+            except PermissionDeniedError:
+                raise
+            except (CorruptDataError, EncryptionKeyError, IndexNotFoundError) as error:
+                failed.append(error)
+    return done, failed
+
+
+def _raise(shell: Shell, failed: Sequence[MossError]) -> None:
+    """Tell of all failures, and end with the last one."""
+    for error in failed[:-1]:
+        shell.err.print(Text(f"error: {plain(str(error))}"), soft_wrap=True)
+    if failed:
+        raise failed[-1]
+
+
+async def set_ttl(shell: Shell, name: str, ttl_s: float | None, *, sure: bool) -> None:
+    """Set how long an index is kept; asks where that deletes it at once."""
+    async with shell.client() as client:
+        if ttl_s is not None and not sure:
+            info = await client.get_index(name)
+            if _is_over(info, ttl_s):
+                if not sys.stdin.isatty():
+                    raise typer.BadParameter(
+                        f"{plain(name)!r} last changed {moment(info.updated_at)}, so {period(ttl_s)}"
+                        " deletes it at once: pass --yes",
+                        param_hint="DURATION",
+                    )
+                await _ask(
+                    f"Index {plain(name)!r} last changed {moment(info.updated_at)}: delete it now, with"
+                    f" {counted(info.doc_count, 'document')}, for good?"
+                )
+        info = await client.set_ttl(name, ttl_s)
+    if shell.json:
+        shell.emit(info)
+    elif ttl_s is not None and _is_over(info, ttl_s):
+        _tell(shell, name, f"deleted, its {period(ttl_s)} are over")
+    else:
+        _tell(shell, name, f"kept {kept_until(info)}")
+
+
+def _is_over(info: IndexInfo, ttl_s: float) -> bool:
+    return datetime.now(UTC) - info.updated_at >= timedelta(seconds=ttl_s)
+
+
+async def encrypt(shell: Shell, names: Sequence[str] | None) -> None:
+    """Seal indexes with the current key, all where `names` is None."""
+    async with shell.client() as client:
+        if not client.encryption_key_ids:
+            raise EncryptionKeyError("there is no key to encrypt with; `moss-voice key new` makes one")
+        key_id = client.encryption_key_ids[0]
+        sealed, failed = await _each(shell, client, names, "Encrypting", client.encrypt_index)
+    if shell.json:
+        shell.emit(
+            [
+                {"index_name": name, "key_id": key_id, "changed": changed}
+                for name, changed in sealed.items()
+            ]
+        )
+    else:
+        for name, changed in sealed.items():
+            told = f"encrypted with key {key_id}" if changed else "nothing to do"
+            _tell(shell, name, told)
+        if not sealed and not failed:
+            shell.out.print("No indexes yet")
+    _raise(shell, failed)
+
+
+# --- forgetting ------------------------------------------------------------------------------------
+
+
+async def forget(
+    shell: Shell,
+    condition: Mapping[str, Any],
+    names: Sequence[str] | None,
+    *,
+    dry_run: bool,
+    sure: bool,
+) -> None:
+    """Delete what matches from all versions, after a question, and look for it once more.
+
+    The condition's values are what somebody wants forgotten: they are never shown.
+    """
+    async with shell.client() as client:
+        for name in names or ():
+            await client.get_index(name)  # a name that is mistyped must not pass for one that is clean
+        found: list[Forgotten] = []
+        if dry_run or not sure:
+            if not dry_run:
+                await client.recover()  # else it would come back, not having been asked about
+            with shell.progress("Looking"):
+                found = await client.forget(condition, index_names=names, dry_run=True)
+        if dry_run:
+            _report_dry_run(shell, found)
+            return
+        if found and not sure:
+            _show(shell.err, found, done=False)
+            await _ask(f"Forget {_sum(found)} for good?")
+        with shell.progress("Forgetting"):
+            done = await client.forget(condition, index_names=names)
+        with shell.progress("Verifying"):
+            left = await client.forget(condition, index_names=names, dry_run=True)
+    if shell.json:
+        shell.emit({"dry_run": False, **_told(done), "left": left, "verified": not left})
+    else:
+        if done:
+            _show(shell.out, done, done=True)
+        _report_left(shell, done, left)
+    if left:
+        raise typer.Exit(FAILED)
+
+
+def _told(found: Sequence[Forgotten]) -> dict[str, object]:
+    return {
+        "documents": sum(one.documents for one in found),
+        "older": sum(one.older for one in found),
+        "indexes": found,
+    }
+
+
+def _report_dry_run(shell: Shell, found: Sequence[Forgotten]) -> None:
+    if shell.json:
+        shell.emit({"dry_run": True, **_told(found)})
+    elif not found:
+        shell.out.print("Nothing matches.")
+    else:
+        _show(shell.out, found, done=False)
+        shell.out.print(f"{_sum(found)} would be forgotten.")
+
+
+def _report_left(shell: Shell, done: Sequence[Forgotten], left: Sequence[Forgotten]) -> None:
+    if not left:
+        what = f"{_sum(done)} forgotten" if done else "Nothing matches"
+        sign = Text("✓ ", "green")
+        shell.out.print(sign + Text(f"{what}; looked again: nothing that matches is left."))
+        return
+    shell.out.print(Text("✗ ", "red") + Text(f"{_sum(done)} forgotten, and some is left:"))
+    pending = sum(one.pending for one in left)
+    if pending:
+        segments = counted(pending, "segment")
+        shell.out.print(
+            f"  {segments} of a push that was not finished, young enough for it to go on: run this"
+            " again in an hour."
+        )
+    if any(one.documents or one.older for one in left):
+        shell.out.print(
+            f"  {_sum(left)}, pushed meanwhile: end the calls that say it, and run this again."
+        )
+
+
+def _sum(found: Sequence[Forgotten]) -> str:
+    documents = sum(one.documents for one in found)
+    older = sum(one.older for one in found)
+    told = [counted(documents, "document")] if documents or not older else []
+    if older:
+        told.append(counted(older, "older row"))
+    return " and ".join(told)
+
+
+def _show(console: Console, found: Sequence[Forgotten], *, done: bool) -> None:
+    """Show a table of what goes or has gone, an index a line."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("index", overflow="fold")
+    for title in ("documents", "older rows", *(["files removed"] if done else [])):
+        table.add_column(title, justify="right", no_wrap=True)
+    pending = any(one.pending for one in found)
+    if pending:
+        table.add_column("unfinished", justify="right", no_wrap=True)
+    for one in found:
+        table.add_row(
+            Text(plain(one.index)),
+            f"{one.documents}",
+            f"{one.older}",
+            *([f"{one.removed}"] if done else []),
+            *([f"{one.pending}"] if pending else []),
+        )
+    console.print(table)
+
+
+# --- encryption keys -------------------------------------------------------------------------------
+
+
+def new(shell: Shell) -> None:
+    """Print a new key to stdout, and to stderr what to do with it."""
+    key = new_key()
+    key_id = SealingKey(key).id
+    if shell.json:
+        shell.emit({"key": key, "key_id": key_id}, indent=None)
+    else:
+        sys.stdout.write(key + "\n")
+        sys.stdout.flush()
+    for line in (
+        f"Key {key_id}. Without it nobody reads what it sealed: keep a copy in a safe place.",
+        "In a file that you alone can read:",
+        "  (umask 077; moss-voice key new > keys.txt)",
+        "and then --key-file keys.txt, or MOSS_VOICE_ENCRYPTION_KEY_FILE=keys.txt; without a file,"
+        " MOSS_VOICE_ENCRYPTION_KEY.",
+        "To change keys: the new one on the first line, older ones below; then `moss-voice index encrypt"
+        " --all`.",
+    ):
+        shell.err.print(Text(line, style="dim"), soft_wrap=line.startswith("  "))
+
+
+def show_ids(shell: Shell) -> None:
+    """Print the ids of the keys in use."""
+    ids = shell.client().encryption_key_ids
+    if not ids:
+        raise EncryptionKeyError("there is no encryption key; `moss-voice key new` makes one")
+    if shell.json:
+        shell.emit([{"key_id": key_id, "current": key_id == ids[0]} for key_id in ids])
+        return
+    for key_id in ids:
+        shell.out.print(Text(f"{key_id}  {'current' if key_id == ids[0] else 'older'}"))
