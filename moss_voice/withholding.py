@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 __all__ = ["WITHHELD", "Withholding"]
 
 logger = logging.getLogger(__name__)
 
 WITHHELD = "[withheld]"
+_REMEMBERED = 512
 
 
 class Withholding:
@@ -21,6 +23,8 @@ class Withholding:
     def __init__(self, redact: Callable[[str], str] | None) -> None:
         """Take a redactor; None lets everything pass."""
         self._redact = redact
+        # What the LLM sees is asked about again for every reply.
+        self._cleaned = lru_cache(maxsize=_REMEMBERED)(self._clean)
 
     def __repr__(self) -> str:
         return f"<Withholding {'on' if self._redact is not None else 'off'}>"
@@ -30,8 +34,10 @@ class Withholding:
 
     def clean(self, text: str) -> str:
         """Return what may be kept of a text."""
-        if self._redact is None or not text.strip():
-            return text
+        return text if self._redact is None or not text.strip() else self._cleaned(text)
+
+    def _clean(self, text: str) -> str:
+        assert self._redact is not None  # noqa: S101 - clean() looked
         try:
             cleaned = self._redact(text)
         except Exception as error:  # noqa: BLE001 - a user's function; the words stay with us

@@ -31,7 +31,7 @@ from livekit.plugins.moss_voice.testing import (
     replay,
 )
 
-from moss_voice import CallContext, CallMemory, DocumentInfo, Hit, MossClient
+from moss_voice import CallContext, CallMemory, DocumentInfo, Hit, MossClient, PiiRedactor
 from moss_voice.call.context import tokens
 from moss_voice.calls import CallScript, read_calls
 from moss_voice.errors import CloudUnavailableError, IndexNotFoundError, InvalidArgumentError
@@ -53,6 +53,10 @@ def make_client(folder: Path) -> MossClient:
     return MossClient(
         cloud=folder / "cloud", cache_path=folder / "cache", journal_path=folder / "journal"
     )
+
+
+def written(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
 
 
 def journals(folder: Path) -> list[Path]:
@@ -130,6 +134,29 @@ async def test_every_spoken_turn_of_real_calls_is_pushed_exactly_once(
 
     for start in range(0, len(scripts), 4):
         await asyncio.gather(*map(run, scripts[start : start + 4]))
+
+
+async def test_what_is_redacted_is_remembered_without_it(
+    client: MossClient, tmp_path: Path
+) -> None:
+    """The host's own history has the words; memory, journal, cloud and blocks have them not, nor twice."""
+    card = "4242 4242 4242 4242"
+    model = ScriptedLLM(says("noted"))
+    session = typed_session(model)
+    memory = await attach(session, client, redact=PiiRedactor(), window=2)
+    await session.start(Agent(instructions=""))
+    await session.run(user_input=f"my card is {card} and my hotel is the Astoria")
+    assert card in "".join(texts(session.history))
+    await session.run(user_input="which hotel and which card did I name")
+    assert any("[card number]" in hit.text for hit in await memory.recall("hotel card"))
+    for prompt in model.prompts:
+        assert card not in "".join(blocks(prompt))
+    # What the LLM sees itself is not told again, however it is kept.
+    seen = await memory.context("hotel", seen=[f"my card is {card} and my hotel is the Astoria"])
+    assert "Astoria" not in seen.text
+    await session.aclose()
+    assert not any(card.encode() in data for data in written(tmp_path))
+    assert "[card number]" in (await stored(client))[0].text
 
 
 def _varied(scripts: list[CallScript], count: int) -> list[CallScript]:
@@ -772,9 +799,7 @@ async def test_a_slow_recall_is_not_waited_for(client: MossClient) -> None:
 async def test_the_call_begins_while_its_cloud_is_away(
     client: MossClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str, turns: int
 ) -> None:
-    """An agent whose cloud does not answer serves its caller, knowing what this machine has kept of the
-    call; the push merges when it is back.
-    """
+    """An agent whose cloud is away knows what this machine has kept; its push merges later."""
     session = typed_session(ScriptedLLM(says("noted")))
     await attach(session, client)
     await session.start(Agent(instructions=""))

@@ -39,7 +39,7 @@ from pipecat_moss_voice.testing import (
     replay,
 )
 
-from moss_voice import CallContext, DocumentInfo, MossClient
+from moss_voice import CallContext, DocumentInfo, MossClient, PiiRedactor
 from moss_voice.call.context import tokens
 from moss_voice.calls import CallScript, read_calls
 from moss_voice.errors import IndexNotFoundError, InvalidArgumentError
@@ -81,6 +81,10 @@ def remembering(client: MossClient, **options: Any) -> MossVoiceMemory:
 async def stored(client: MossClient, name: str = "call") -> list[DocumentInfo]:
     async with await client.session(name) as session:
         return await session.get_docs()
+
+
+def written(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
 
 
 def told(docs: Sequence[DocumentInfo]) -> list[tuple[str, str]]:
@@ -183,6 +187,25 @@ async def test_several_finals_are_one_turn_with_their_speaker(client: MossClient
     assert (first.metadata or {})["speaker_id"] == "caller-7"
     assert "unanswered" not in (first.metadata or {})
     assert "typed" not in (first.metadata or {})
+
+
+async def test_what_is_redacted_is_remembered_without_it(
+    client: MossClient, tmp_path: Path
+) -> None:
+    """Pipecat's context has the words; memory, journal, cloud and blocks have them not."""
+    card = "4242 4242 4242 4242"
+    model = ScriptedLLMService(says("noted"))
+    options = {**PATIENT, "redact": PiiRedactor()}
+    memory = remembering(client, options=options, window=2)
+    async with SimulatedCall(model, processors=[memory]) as call:
+        await call.start()
+        await call.caller_says(f"my card is {card} and my hotel is the Astoria")
+        await call.caller_says("which hotel and which card did I name")
+        assert any("[card number]" in hit.text for hit in await memory.memory.recall("hotel card"))
+    for prompt in model.prompts:
+        assert card not in "".join(blocks(prompt))
+    assert not any(card.encode() in data for data in written(tmp_path))
+    assert "[card number]" in (await stored(client))[0].text
 
 
 async def test_typed_text_is_remembered_as_typed(client: MossClient) -> None:

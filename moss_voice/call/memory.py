@@ -706,7 +706,9 @@ class CallMemory:
         if self._end is not None or (embedding is None and spoken.is_filler(text)):
             return self._context(_NOTHING, started, "skipped", text)
         tokens = self.max_tokens if budget is None else budget
-        shown, texts = frozenset(visible), tuple(seen)
+        shown = frozenset(visible)
+        # As our own hits are kept, or one that the LLM sees would not be recognised.
+        texts = tuple(map(self._withholding.clean, seen))
         given = None if embedding is None else tuple(embedding)
         words = spoken.squash(text)
         key = (words, shown, texts, tokens, top_k or self.top_k, given, is_turn, revision)

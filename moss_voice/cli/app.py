@@ -112,7 +112,7 @@ Files = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="The index.", show_default=False)]
 Names = Annotated[
-    list[str] | None, typer.Argument(metavar="NAME...", help="Indexes.", show_default=False)
+    list[str] | None, typer.Argument(metavar="NAME", help="Indexes.", show_default=False)
 ]
 AllOfThem = Annotated[bool, typer.Option("--all", help="Every index of the project.")]
 Version = Annotated[
@@ -313,8 +313,8 @@ def _index_gc(
         typer.Option(
             parser=_duration,
             metavar="DURATION",
-            help="How old something must be to be removed; an hour or more.",
-            show_default="24h",
+            help="How old something must be to be removed: an hour or more, else 24h.",
+            show_default=False,
         ),
     ] = 24 * 3600.0,
     keep: Annotated[int, typer.Option(min=1, help="Versions to keep, however old.")] = 10,
@@ -457,13 +457,16 @@ def _forget(
         list[str] | None,
         typer.Option(metavar="NAME", help="Look here alone; else in every index of the project."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would go, and leave it.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would go, and leave it.")
+    ] = False,
     yes: Yes = False,
 ) -> None:
     """Delete documents by their metadata from all versions of all indexes, and verify it.
 
-    What waits on this machine to be pushed is pushed first, so that nothing brings them back. Not reached
-    are calls under way, backups, and other machines' caches and journals: run it there too.
+    What waits on this machine to be pushed is pushed first, so that nothing brings them back.
+
+    Calls under way and backups are not reached, nor other machines' caches and journals: run it there.
     """
     from moss_voice.cli import versions
 

@@ -75,9 +75,7 @@ async def create(
     documents = await asyncio.to_thread(_documents, files, max_words)
     async with shell.client() as client:
         with shell.progress(f"Embedding {len(documents)} documents") as moved:
-            result = await client.create_index(
-                name, documents, model, on_progress=moved, ttl=ttl_s
-            )
+            result = await client.create_index(name, documents, model, on_progress=moved, ttl=ttl_s)
     _changed(shell, result, f"created with {result.doc_count} documents")
 
 
@@ -111,7 +109,7 @@ async def list_all(shell: Shell) -> None:
     if not found:
         shell.out.print("No indexes yet: moss-voice index create NAME FILES...")
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("index", overflow="fold")
     for title in ("documents", "version"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -325,7 +323,9 @@ async def recover(shell: Shell) -> None:
                 "elsewhere": f"kept: it belongs to {plain(call.detail)}; run it with that --cloud",
                 "failed": f"kept, {counted(call.turns, 'change')}: {plain(call.detail)}",
             }[call.status]
-            damaged = f"; left out: {counted(call.damaged, 'damaged record')}" if call.damaged else ""
+            damaged = (
+                f"; left out: {counted(call.damaged, 'damaged record')}" if call.damaged else ""
+            )
             style = {"pushed": "green", "elsewhere": "yellow", "failed": "red"}[call.status]
             mark = "✓ " if call.status == "pushed" else "✗ "
             shell.out.print(Text.assemble((mark, style), (name, "bold"), f": {told}{damaged}"))

@@ -27,7 +27,6 @@ from moss_voice.errors import (
     EncryptionKeyError,
     IndexNotFoundError,
     MossError,
-    PermissionDeniedError,
 )
 from moss_voice.types import IndexInfo, IndexVersion
 
@@ -44,8 +43,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Of a terminal's width, what the columns of a history need; the least telling ones go first.
-_WIDTHS = (("size", 68), ("segments", 78))
+# How wide a terminal must be for a column of a history; the least telling ones go first.
+_WIDTHS = {"documents": 51, "segments": 76, "size": 67}
 
 
 async def history(shell: Shell, name: str) -> None:
@@ -55,21 +54,23 @@ async def history(shell: Shell, name: str) -> None:
     if shell.json:
         shell.emit(found)
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("version", justify="right", no_wrap=True)
     table.add_column("what", overflow="fold")
-    table.add_column("documents", justify="right", no_wrap=True)
-    shown = [title for title, least in _WIDTHS if shell.out.width >= least]
-    for title in reversed(shown):
+    shown = [title for title, least in _WIDTHS.items() if shell.out.width >= least]
+    for title in shown:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("when", no_wrap=True)
     for version in found:
-        cells = {"segments": f"{version.segments}", "size": decimal(version.size_bytes)}
+        cells = {
+            "documents": f"{version.doc_count}",
+            "segments": f"{version.segments}",
+            "size": decimal(version.size_bytes),
+        }
         table.add_row(
             f"{version.version}",
             _what(version),
-            f"{version.doc_count}",
-            *(cells[title] for title in reversed(shown)),
+            *(cells[title] for title in shown),
             moment(version.at),
             style="bold" if version.current else "",
         )
@@ -118,9 +119,7 @@ def _tell(shell: Shell, name: str, what: str) -> None:
     shell.out.print(Text.assemble((plain(name), "bold"), f": {what}"))
 
 
-async def collect(
-    shell: Shell, names: Sequence[str] | None, *, grace_s: float, keep: int
-) -> None:
+async def collect(shell: Shell, names: Sequence[str] | None, *, grace_s: float, keep: int) -> None:
     """Remove what nobody needs any more of indexes, of all where `names` is None."""
     async with shell.client() as client:
 
@@ -163,8 +162,6 @@ async def _each(
             moved(count, len(names))
             try:
                 done[name] = await work(name)
-            except PermissionDeniedError:
-                raise
             except (CorruptDataError, EncryptionKeyError, IndexNotFoundError) as error:
                 failed.append(error)
     return done, failed
@@ -211,7 +208,9 @@ async def encrypt(shell: Shell, names: Sequence[str] | None) -> None:
     """Seal indexes with the current key, all where `names` is None."""
     async with shell.client() as client:
         if not client.encryption_key_ids:
-            raise EncryptionKeyError("there is no key to encrypt with; `moss-voice key new` makes one")
+            raise EncryptionKeyError(
+                "there is no key to encrypt with; `moss-voice key new` makes one"
+            )
         key_id = client.encryption_key_ids[0]
         sealed, failed = await _each(shell, client, names, "Encrypting", client.encrypt_index)
     if shell.json:
@@ -247,7 +246,9 @@ async def forget(
     """
     async with shell.client() as client:
         for name in names or ():
-            await client.get_index(name)  # a name that is mistyped must not pass for one that is clean
+            await client.get_index(
+                name
+            )  # a name that is mistyped must not pass for one that is clean
         found: list[Forgotten] = []
         if dry_run or not sure:
             if not dry_run:
@@ -315,15 +316,23 @@ def _report_left(shell: Shell, done: Sequence[Forgotten], left: Sequence[Forgott
 def _sum(found: Sequence[Forgotten]) -> str:
     documents = sum(one.documents for one in found)
     older = sum(one.older for one in found)
-    told = [counted(documents, "document")] if documents or not older else []
-    if older:
-        told.append(counted(older, "older row"))
-    return " and ".join(told)
+    # Segments that no version names: left over, or not named yet.
+    loose = sum(one.pending + one.removed for one in found if not (one.documents or one.older))
+    told = [
+        counted(number, what)
+        for number, what in (
+            (documents, "document"),
+            (older, "older row"),
+            (loose, "unfinished segment"),
+        )
+        if number
+    ]
+    return " and ".join(told) or "nothing"
 
 
 def _show(console: Console, found: Sequence[Forgotten], *, done: bool) -> None:
     """Show a table of what goes or has gone, an index a line."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("index", overflow="fold")
     for title in ("documents", "older rows", *(["files removed"] if done else [])):
         table.add_column(title, justify="right", no_wrap=True)

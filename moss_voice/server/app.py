@@ -21,6 +21,7 @@ from moss_voice.server.access import Gate
 from moss_voice.server.documents import Library
 from moss_voice.server.events import Hub
 from moss_voice.server.intake import Intake
+from moss_voice.server.lingering import Lingering
 from moss_voice.server.names import RawPaths
 from moss_voice.server.observe import Metrics, Observer
 from moss_voice.server.quota import Quota
@@ -118,6 +119,7 @@ def create_app(
     app.add_exception_handler(MossError, on_moss_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
+    app.add_middleware(Lingering)
     app.add_middleware(Observer, metrics=here.metrics)
     app.add_middleware(RawPaths)
     app.openapi = _described(app)  # type: ignore[method-assign]

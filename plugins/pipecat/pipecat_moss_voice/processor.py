@@ -108,7 +108,7 @@ class MossVoiceMemory(FrameProcessor):
             send_text: Put the recalled text into that message, and query and text into spans; they are
                 private.
             options: See `MossClient.call`: `model_id`, `top_k`, `alpha`, `min_score`, `max_tokens`,
-                `deadline_ms`, `journal`.
+                `deadline_ms`, `journal`, `redact`, `ttl`.
             kwargs: For `FrameProcessor`: `name` and others.
         """
         super().__init__(**kwargs)

@@ -59,7 +59,7 @@ async def attach(
         on_context: Called with each `CallContext`, before the reply that it is for; must be quick.
         trace_text: True puts the query and the block into the spans; they are private.
         options: See `MossClient.call`: `model_id`, `top_k`, `alpha`, `min_score`, `max_tokens`,
-            `deadline_ms`, `journal`.
+            `deadline_ms`, `journal`, `redact`, `ttl`.
 
     Returns:
         The call's memory, ended with the session; ending it earlier is fine.
