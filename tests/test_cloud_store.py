@@ -15,17 +15,20 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import httpx
 import numpy as np
 import obstore
 import pytest
-from obstore.store import LocalStore, MemoryStore
+from obstore.store import LocalStore, MemoryStore, ObjectStore
 
 from moss_voice.cloud.cloud import Cloud, Log, Pushed, open_cloud
 from moss_voice.cloud.http import HttpLog
@@ -52,9 +55,11 @@ from moss_voice.errors import (
     InvalidArgumentError,
     JobNotFoundError,
     ModelMismatchError,
+    PermissionDeniedError,
 )
 from moss_voice.keywords import Postings
 from moss_voice.types import JobStatusResponse
+from tests.faulty_proxy import Faults, FaultyProxy
 from tests.s3_server import S3Server, s3_server
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
@@ -71,6 +76,7 @@ class Stage(Protocol):
     def get(self, path: str) -> bytes: ...
     def delete(self, path: str) -> None: ...
     def paths(self) -> list[str]: ...
+    def empty(self) -> None: ...
 
     def where(self, project: str) -> tuple[str, dict[str, str]]:
         """Return what another process calls this store, and the environment that it needs for it."""
@@ -98,13 +104,17 @@ class Directory:
         files = (path for path in self.path.rglob("*") if path.is_file())
         return sorted(str(path.relative_to(self.path)) for path in files)
 
+    def empty(self) -> None:
+        for path in self.paths():
+            self.delete(path)
+
     def where(self, project: str) -> tuple[str, dict[str, str]]:
         return str(self.path), {}
 
 
 class Memory:
-    def __init__(self) -> None:
-        self.store = MemoryStore()
+    def __init__(self, store: ObjectStore | None = None) -> None:
+        self.store = store or MemoryStore()
 
     def cloud(self) -> Cloud:
         return Cloud(ObjectLog(Objects(self.store, name="memory://test")))
@@ -121,6 +131,10 @@ class Memory:
     def paths(self) -> list[str]:
         return sorted(meta["path"] for meta in obstore.list(self.store).collect())
 
+    def empty(self) -> None:
+        for path in self.paths():
+            self.delete(path)
+
     def where(self, project: str) -> tuple[str, dict[str, str]]:
         raise NotImplementedError("memory is of one process")
 
@@ -131,7 +145,12 @@ class S3(Memory):
     def __init__(self, server: S3Server) -> None:
         self.server = server
         self.url = f"s3://{server.bucket}/{uuid.uuid4().hex}"
-        self.store = obstore.store.from_url(self.url)
+        super().__init__(obstore.store.from_url(self.url))
+
+    def empty(self) -> None:
+        """Empty it, and leave the second: S3 tells the times of objects in whole ones."""
+        super().empty()
+        time.sleep(1.0 - time.time() % 1.0)
 
     def cloud(self) -> Cloud:
         return open_cloud(self.url)
@@ -558,8 +577,7 @@ async def test_an_emptied_store_is_noticed(stage: Stage) -> None:
     cloud = stage.cloud()
     base = (await push(cloud, segment("a"))).commit
     base = (await push(cloud, segment("b", at=2), base=base)).commit
-    for path in stage.paths():
-        stage.delete(path)
+    stage.empty()
     assert await cloud.read_head("p", "call-42") is None
     whole = segment("a", "b", at=2)
     pushed = await push(
@@ -579,8 +597,7 @@ async def test_a_store_that_was_filled_anew_is_noticed(stage: Stage) -> None:
     cloud = stage.cloud()
     await push(cloud, segment("a"))
     assert await cloud.read_head("p", "call-42") is not None
-    for path in stage.paths():
-        stage.delete(path)
+    stage.empty()
     other = (await push(stage.cloud(), segment("b"))).commit
     assert await cloud.read_head("p", "call-42") == other
 
@@ -908,6 +925,165 @@ def test_of_two_processes_exactly_one_makes_a_version(shared_stage: Stage) -> No
         version: shared_stage.get(f"p/race/log/{version:012d}.json") for version in range(1, 201)
     }
     assert set(winners) == {"a", "b"}
+
+
+# --- behind a server -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def behind(served: tuple[str, Path]) -> Behind:
+    return Behind(*served)
+
+
+async def test_who_may_do_what_behind_a_server(behind: Behind) -> None:
+    """A key opens its own project; one that only reads changes nothing; none, or another's, opens nothing."""
+    keys = ProjectKeys(open_objects(behind.path))
+    full, reads = (await keys.create("p")).key, (await keys.create("p", read_only=True)).key
+    elsewhere = (await keys.create("q")).key
+    cloud = Cloud(HttpLog(behind.url, key=full))
+    assert await cloud.check_credentials("p", None) == "p"
+    assert await cloud.check_credentials("p", reads) == "p"
+    for project, key in (("p", elsewhere), ("q", full), ("nobodys", full), ("p", full[:-1] + "!")):
+        with pytest.raises(AuthenticationError, match="MOSS_PROJECT_KEY"):
+            await cloud.check_credentials(project, key)
+    head = (await push(cloud, segment("a"))).commit
+    reader = Cloud(HttpLog(behind.url, key=reads))
+    assert await documents(reader) == {"a": "secret 1"}
+    before = behind.paths()
+    for attempt in (
+        push(reader, segment("b"), base=head),
+        reader.put_segment("p", "call-42", segment("c")),
+        reader.delete_index("p", "call-42"),
+        reader.collect("p", "call-42"),
+        reader.put_job("p", job("job-1")),
+        reader.log.delete_segment("p", "call-42", head.segments[0].sha256),
+    ):
+        with pytest.raises(PermissionDeniedError):
+            await attempt
+    assert behind.paths() == before
+    with pytest.raises(AuthenticationError):
+        await Cloud(HttpLog(behind.url)).read_head("p", "call-42")
+
+
+async def test_tokens_that_run_out(behind: Behind) -> None:
+    """A client with an authenticator goes on when its token ends, and asks no more often than that."""
+    key = await behind.key("p")
+    lives_s = [1.0, 600.0]
+    issued: list[float] = []
+
+    async def authenticate() -> str:
+        issued.append(lives_s[len(issued)])
+        async with httpx.AsyncClient() as client:
+            answer = await client.post(
+                f"{behind.url}/v1/projects/p/tokens",
+                json={"expires_in_s": issued[-1], "read_only": False},
+                headers={"Authorization": f"Bearer {key}"},
+            )
+        token: str = answer.json()["token"]
+        return token
+
+    cloud = Cloud(HttpLog(behind.url, authenticator=authenticate))
+    base: Commit | None = None
+    for n in range(1000):
+        base = (await push(cloud, segment(f"doc-{n}", at=n + 1), base=base)).commit
+        if len(issued) == 2:
+            break
+    assert base is not None
+    assert len(await documents(cloud)) == base.doc_count
+    assert issued == lives_s
+
+
+async def test_new_versions_are_told_of(behind: Behind) -> None:
+    """Whoever watches hears of the version that is there, and of each new one, whoever made it."""
+    key = await behind.key("p")
+    watcher, writer = HttpLog(behind.url, key=key), HttpLog(behind.url, key=key)
+    told = watcher.watch("p", "a/b")
+    assert told is not None
+    assert await anext(told) == 0
+    base: Commit | None = None
+    for n in range(3):
+        base = (await push(Cloud(writer), segment(f"doc-{n}"), index="a/b", base=base)).commit
+        assert await anext(told) == base.version
+    await Cloud(writer).delete_index("p", "a/b")
+    assert await anext(told) == 4
+    await told.aclose()
+
+
+async def test_a_large_segment_behind_a_server(behind: Behind) -> None:
+    """Megabytes go up and down in parts, over a line that breaks, and come back as they were."""
+    n = 3000
+    dice = np.random.default_rng(1)
+    vectors = dice.normal(size=(n, 384)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    large = replace(segment(*(f"doc-{row}" for row in range(n))), vectors=vectors)
+    sent: list[int] = []
+    port = int(behind.url.rpartition(":")[2])
+    with FaultyProxy("127.0.0.1", port, seed=5, rates=Faults(truncate=0.4)) as proxy:
+        log = HttpLog(
+            proxy.url,
+            key=await behind.key("p"),
+            retries=20,
+            sleep=lambda _: asyncio.sleep(0),
+            on_sent=lambda done, _: sent.append(done),
+        )
+        cloud = Cloud(log)
+        ref = await cloud.put_segment("p", "big", large)
+        assert sent[-1] == ref.size_bytes > 4 << 20
+        for _ in range(5):
+            assert await cloud.fetch_segment("p", "big", ref) == encode_segment(large)
+        await cloud.close()
+    assert proxy.counts["truncate"] > 0
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_a_bad_line_loses_nothing_and_doubles_nothing(behind: Behind, seed: int) -> None:
+    """Two writers and a reader over a line that drops, loses, repeats, truncates, fails and delays."""
+    rates = Faults(
+        drop=0.06, lose=0.06, truncate=0.06, refuse=0.06, fail=0.06, duplicate=0.06, delay=0.1, delay_s=0.01
+    )  # fmt: skip
+    key = await behind.key("p")
+    port = int(behind.url.rpartition(":")[2])
+    done = asyncio.Event()
+    with FaultyProxy("127.0.0.1", port, seed=seed, rates=rates) as proxy:
+
+        def opened() -> Cloud:
+            return Cloud(HttpLog(proxy.url, key=key, sleep=lambda _: asyncio.sleep(0)))
+
+        async def write(who: str) -> None:
+            cloud, base = opened(), None
+            for n in range(20):
+                delta = segment(f"{who}-{n}", at=n + 1)
+                for _ in range(20):
+                    with suppress(CloudUnavailableError):  # tried again, as a call does at its end
+                        base = (await push(cloud, delta, base=base)).commit
+                        break
+                else:
+                    pytest.fail("a push failed twenty times")
+            await cloud.close()
+
+        async def read() -> None:
+            cloud, known = opened(), 0
+            while not done.is_set():
+                with suppress(CloudUnavailableError):
+                    head = await cloud.read_head("p", "call-42")
+                    if head is not None:
+                        assert head.version >= known
+                        known = head.version
+                        await documents(cloud, head=head)
+            await cloud.close()
+
+        reading = asyncio.create_task(read())
+        await asyncio.gather(write("a"), write("b"))
+        done.set()
+        await reading
+    for fault in ("drop", "lose", "truncate", "refuse", "fail", "duplicate"):
+        assert proxy.counts[fault] > 0
+    straight = open_cloud(behind.path)
+    assert set(await documents(straight)) == {f"{who}-{n}" for who in "ab" for n in range(20)}
+    history = await straight.history("p", "call-42")
+    assert [commit.version for commit in history] == list(range(1, len(history) + 1))
+    # Each push is there once: what was repeated was recognised.
+    assert len(history) == 40
 
 
 # --- directories -----------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import typer
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +33,7 @@ from moss_voice.types import (
 )
 
 __all__ = [
+    "Column",
     "add",
     "create",
     "delete",
@@ -43,6 +46,7 @@ __all__ = [
     "recover",
     "show",
     "show_session",
+    "tabled",
 ]
 
 
@@ -109,29 +113,77 @@ async def list_all(shell: Shell) -> None:
     if not found:
         shell.out.print("No indexes yet: moss-voice index create NAME FILES...")
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("index", overflow="fold")
-    for title in ("documents", "version"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("model", overflow="fold")
-    table.add_column("updated", no_wrap=True)
+    columns = [
+        Column("index", [plain(info.name) for info in found], folds=True),
+        Column("documents", [f"{info.doc_count}" for info in found], right=True, rank=2),
+        Column("version", [f"{info.version}" for info in found], right=True, rank=4),
+        Column("model", [plain(info.model) for info in found], folds=True, rank=5),
+        Column("updated", [moment(info.updated_at) for info in found], rank=1),
+    ]
     # What few projects use takes no room from the others.
-    kept = any(info.ttl_s is not None for info in found)
-    sealed = any(info.encrypted for info in found)
-    for title, shown in (("kept for", kept), ("encrypted", sealed)):
-        if shown:
-            table.add_column(title, no_wrap=True)
-    for info in found:
-        table.add_row(
-            Text(plain(info.name)),
-            f"{info.doc_count}",
-            f"{info.version}",
-            Text(plain(info.model)),
-            moment(info.updated_at),
-            *([period(info.ttl_s) if info.ttl_s is not None else "-"] if kept else []),
-            *(["yes" if info.encrypted else "no"] if sealed else []),
+    if any(info.ttl_s is not None for info in found):
+        kept = ["-" if info.ttl_s is None else period(info.ttl_s) for info in found]
+        columns.append(Column("kept for", kept, rank=3))
+    if any(info.encrypted for info in found):
+        sealed = ["yes" if info.encrypted else "no" for info in found]
+        columns.append(Column("encrypted", sealed, rank=3))
+    shell.out.print(tabled(columns, shell.out.width))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: Above it.
+        cells: A line each.
+        right: For numbers.
+        folds: True where long cells may go on below.
+        rank: Where a terminal is too narrow, the highest go first; 0 stays.
+    """
+
+    title: str
+    cells: Sequence[str]
+    right: bool = False
+    folds: bool = False
+    rank: int = 0
+
+    @property
+    def width(self) -> int:
+        """How wide it must be to be read."""
+        widest = max(cell_len(cell) for cell in (self.title, *self.cells))
+        return min(widest, _FOLDED_WIDTH) if self.folds else widest
+
+
+_FOLDED_WIDTH = 24
+_GAP = 2
+
+
+def tabled(columns: Sequence[Column], width: int, *, bold: Collection[int] = ()) -> Table:
+    """Return a table of the columns that a terminal has room for.
+
+    Args:
+        columns: As many cells in each.
+        width: Of the terminal.
+        bold: Lines to be made out from the others.
+    """
+    shown = list(columns)
+    while sum(column.width + _GAP for column in shown) - _GAP > width:
+        least = max(shown, key=lambda column: column.rank)
+        if not least.rank:
+            break
+        shown.remove(least)
+    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    for column in shown:
+        table.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            no_wrap=not column.folds,
+            overflow="fold",
         )
-    shell.out.print(table)
+    for line, cells in enumerate(zip(*(column.cells for column in shown), strict=True)):
+        table.add_row(*map(Text, cells), style="bold" if line in bold else "")
+    return table
 
 
 def moment(at: datetime) -> str:

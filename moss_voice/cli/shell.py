@@ -227,7 +227,7 @@ class Shell:
     def progress(self, what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
         """Show a bar on stderr, where somebody watches it, and give the function that moves it."""
         if quiet or not self.err.is_terminal:
-            yield lambda done, total: None
+            yield lambda *_: None
             return
         bars = self._bars
         bar = bars.add(what)

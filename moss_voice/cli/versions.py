@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 import typer
 from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
 from rich.text import Text
 
-from moss_voice.cli.indexes import kept_until, moment, period
+from moss_voice.cli.indexes import Column, kept_until, moment, period, tabled
 from moss_voice.cli.shell import FAILED, Shell, counted, plain
 from moss_voice.client import MossClient
 from moss_voice.cloud.cloud import Forgotten
@@ -43,9 +42,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-# How wide a terminal must be for a column of a history; the least telling ones go first.
-_WIDTHS = {"documents": 51, "segments": 76, "size": 67}
-
 
 async def history(shell: Shell, name: str) -> None:
     """Tell about the versions of an index, newest first."""
@@ -54,27 +50,16 @@ async def history(shell: Shell, name: str) -> None:
     if shell.json:
         shell.emit(found)
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("version", justify="right", no_wrap=True)
-    table.add_column("what", overflow="fold")
-    shown = [title for title, least in _WIDTHS.items() if shell.out.width >= least]
-    for title in shown:
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("when", no_wrap=True)
-    for version in found:
-        cells = {
-            "documents": f"{version.doc_count}",
-            "segments": f"{version.segments}",
-            "size": decimal(version.size_bytes),
-        }
-        table.add_row(
-            f"{version.version}",
-            _what(version),
-            *(cells[title] for title in shown),
-            moment(version.at),
-            style="bold" if version.current else "",
-        )
-    shell.out.print(table)
+    columns = [
+        Column("version", [f"{one.version}" for one in found], right=True),
+        Column("what", [_what(one) for one in found]),
+        Column("documents", [f"{one.doc_count}" for one in found], right=True, rank=1),
+        Column("segments", [f"{one.segments}" for one in found], right=True, rank=3),
+        Column("size", [decimal(one.size_bytes) for one in found], right=True, rank=2),
+        Column("when", [moment(one.at) for one in found]),
+    ]
+    current = [line for line, one in enumerate(found) if one.current]
+    shell.out.print(tabled(columns, shell.out.width, bold=current))
 
 
 def _what(version: IndexVersion) -> str:
@@ -332,22 +317,20 @@ def _sum(found: Sequence[Forgotten]) -> str:
 
 def _show(console: Console, found: Sequence[Forgotten], *, done: bool) -> None:
     """Show a table of what goes or has gone, an index a line."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("index", overflow="fold")
-    for title in ("documents", "older rows", *(["files removed"] if done else [])):
-        table.add_column(title, justify="right", no_wrap=True)
-    pending = any(one.pending for one in found)
-    if pending:
-        table.add_column("unfinished", justify="right", no_wrap=True)
-    for one in found:
-        table.add_row(
-            Text(plain(one.index)),
-            f"{one.documents}",
-            f"{one.older}",
-            *([f"{one.removed}"] if done else []),
-            *([f"{one.pending}"] if pending else []),
+    columns = [
+        Column("index", [plain(one.index) for one in found], folds=True),
+        Column("documents", [f"{one.documents}" for one in found], right=True),
+        Column("older rows", [f"{one.older}" for one in found], right=True),
+    ]
+    if any(one.pending for one in found):
+        columns.append(
+            Column("unfinished", [f"{one.pending}" for one in found], right=True, rank=1)
         )
-    console.print(table)
+    if done:
+        columns.append(
+            Column("files removed", [f"{one.removed}" for one in found], right=True, rank=2)
+        )
+    console.print(tabled(columns, console.width))
 
 
 # --- encryption keys -------------------------------------------------------------------------------
@@ -362,16 +345,20 @@ def new(shell: Shell) -> None:
     else:
         sys.stdout.write(key + "\n")
         sys.stdout.flush()
-    for line in (
-        f"Key {key_id}. Without it nobody reads what it sealed: keep a copy in a safe place.",
-        "In a file that you alone can read:",
-        "  (umask 077; moss-voice key new > keys.txt)",
-        "and then --key-file keys.txt, or MOSS_VOICE_ENCRYPTION_KEY_FILE=keys.txt; without a file,"
-        " MOSS_VOICE_ENCRYPTION_KEY.",
-        "To change keys: the new one on the first line, older ones below; then `moss-voice index encrypt"
-        " --all`.",
-    ):
-        shell.err.print(Text(line, style="dim"), soft_wrap=line.startswith("  "))
+    for line in _KEY_HINTS:
+        told = Text(line.format(key_id=key_id), style="dim")
+        shell.err.print(told, soft_wrap=line.startswith("  "))
+
+
+_KEY_HINTS = (
+    "Key {key_id}. Without it nobody reads what it sealed: keep a copy in a safe place.",
+    "In a file that you alone can read:",
+    "  (umask 077; moss-voice key new > keys.txt)",
+    "Use it by --key-file keys.txt or MOSS_VOICE_ENCRYPTION_KEY_FILE, or without a file by"
+    + " MOSS_VOICE_ENCRYPTION_KEY.",
+    "To change keys, put the new one on the first line and leave the older ones below, then run"
+    + " `moss-voice index encrypt --all`.",
+)
 
 
 def show_ids(shell: Shell) -> None:

@@ -89,7 +89,9 @@ _MISSING: Final = frozenset({"not_found", "index_not_found", "job_not_found"})
 _BY_CODE: Final[Mapping[str, type[MossError]]] = {
     kind.code: kind
     for kind in (
+        AuthenticationError,
         CloudUnavailableError,
+        ConflictError,
         CorruptDataError,
         EncryptionKeyError,
         FilterError,
@@ -101,13 +103,16 @@ _BY_CODE: Final[Mapping[str, type[MossError]]] = {
         ModelMismatchError,
         ModelNotFoundError,
         PermissionDeniedError,
+        RateLimitedError,
         TooLargeError,
     )
 } | {"encrypted": EncryptionKeyError}
 _BY_STATUS: Final[Mapping[int, type[MossError]]] = {
     400: InvalidArgumentError,
+    401: AuthenticationError,
     403: PermissionDeniedError,
     413: TooLargeError,
+    429: RateLimitedError,
 }
 
 
@@ -728,23 +733,23 @@ class HttpLog:
         wait_s: float | None,
     ) -> MossError:
         told = f"{self.name}: {said}" if said else f"{self.name} answered {status}"
-        if code == RateLimitedError.code or (status == 429 and code not in _BY_CODE):
+        kind = _BY_CODE.get(code) or _BY_STATUS.get(status, CloudUnavailableError)
+        if kind is RateLimitedError:
             return RateLimitedError(told, retry_after_s=1.0 if wait_s is None else wait_s)
-        if status == 401:
-            return AuthenticationError(f"{self._refusal()} ({told})" if said else self._refusal())
-        if code == ConflictError.code:
+        if kind is ConflictError:
             return ConflictError(told, base_version=0, head_version=0)
-        kind = _BY_CODE.get(code) or _BY_STATUS.get(status)
-        if kind is not None and status != 408:
-            return kind(told)
+        if kind is AuthenticationError:
+            told = f"{self._refusal()} ({told})" if said else self._refusal()
+        if status == 408:
+            kind = CloudUnavailableError  # it may pass
         if 300 <= status < 400:
-            return CloudUnavailableError(
+            told = (
                 f"{self.name} answered {status}: it is elsewhere{_elsewhere(response)}; give that URL,"
                 " since the key is not sent to where a server points"
             )
-        if not said and (status == 404 or status < 300):
+        elif not said and (status == 404 or status < 300):
             return self._stranger(str(status))
-        return CloudUnavailableError(told)
+        return kind(told)
 
     def _refusal(self) -> str:
         if self._authenticator is not None:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 __all__ = ["Lingering"]
 
 _LITTLE_BYTES: Final = 1 << 20
+_LOT_BYTES: Final = 16 << 20
 _MOMENT_S: Final = 2.0
 
 
@@ -59,7 +60,9 @@ class _Rest:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start" and self._more:
-            await self._pass_over(_LITTLE_BYTES)
+            length = dict(self._scope["headers"]).get(b"content-length", b"")
+            if length.isdigit() and int(length[:20]) <= _LITTLE_BYTES:
+                await self._pass_over(_LITTLE_BYTES)
             self._closes = self._more and self._scope["http_version"].startswith("1")
             if self._closes:
                 headers = [*message.get("headers", ()), (b"connection", b"close")]
@@ -68,16 +71,13 @@ class _Rest:
         if self._closes and last:
             # All that is to be said is said, and the connection still open.
             await self._send({**message, "more_body": True})
-            await self._pass_over(None)
+            await self._pass_over(_LOT_BYTES)
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
-    async def _pass_over(self, most: int | None) -> None:
-        """Read what comes in a moment; no more than so many bytes, where they are known to be more."""
-        length = dict(self._scope["headers"]).get(b"content-length", b"")
-        if most is not None and (not length.isdigit() or int(length[:20]) > most):
-            return
+    async def _pass_over(self, most: int) -> None:
+        """Read what comes in a moment, and no more than so many bytes."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_MOMENT_S):
-                while self._more:
-                    await self.receive()
+                while self._more and most > 0:
+                    most -= len((await self.receive()).get("body", b""))
