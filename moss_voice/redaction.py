@@ -365,9 +365,12 @@ class _Reader:
 # --- Check digits --------------------------------------------------------------------------------
 
 
+# Twice a digit, and the digits of that added.
+_DOUBLED: Final = str.maketrans("0123456789", "0246813579")
+
+
 def _luhn(digits: str) -> bool:
-    doubled = sum(sum(divmod(2 * int(digit), 10)) for digit in digits[-2::-2])
-    return (doubled + sum(map(int, digits[-1::-2]))) % 10 == 0
+    return sum(map(int, digits[-1::-2] + digits[-2::-2].translate(_DOUBLED))) % 10 == 0
 
 
 def _dihedral(left: int, right: int) -> int:
@@ -1036,12 +1039,12 @@ class _Stretch:
 
 # A rank tells how strong the evidence is: of the stretches that begin at one number the strongest is
 # replaced, and of equals the longest.
-_CHANCE: Final = 30
+# Digits of a card that goes on before or after; many of other lengths would pass by chance.
+_CHANCE: Final = frozenset([15, 16])
 
 
-def _is_chance_card(digits: str) -> bool:
-    """Tell a card among digits that go on before or after, where many pass by chance."""
-    return len(digits) in {15, 16} and _NETWORK.fullmatch(digits) is not None and _luhn(digits)
+def _chance_rank(stretch: _Stretch) -> int:
+    return 30 * (_NETWORK.fullmatch(stretch.digits) is not None and _luhn(stretch.digits))
 
 
 def _card_rank(stretch: _Stretch) -> int:
@@ -1076,17 +1079,18 @@ def _id_rank(stretch: _Stretch) -> int:
 def _phone_rank(stretch: _Stretch) -> int:
     size = len(stretch.digits)
     other = stretch.cue == "other" and stretch.first
-    if stretch.plus and 8 <= size <= 15 and not stretch.code:
-        return 60 if stretch.paused else 90
-    if _is_american(stretch) and (stretch.hyphened or not other) and not stretch.code:
-        return 70
-    if stretch.edge < _Edge.SURE or other or stretch.code:
-        return 0
-    if stretch.cue == "phone" and not stretch.digits.endswith("00000"):
-        return 45 if stretch.paused or size > 15 else 50
-    if size < 10 and stretch.cue:
-        return 0
-    return 35 * (_is_phone(stretch) and not stretch.counts)
+    rank = 0
+    if stretch.plus and 8 <= size <= 15:
+        rank = 60 if stretch.paused else 90
+    elif _is_american(stretch) and (stretch.hyphened or not other):
+        rank = 70
+    elif stretch.edge < _Edge.SURE or other:
+        rank = 0
+    elif stretch.cue == "phone" and not stretch.digits.endswith("00000"):
+        rank = 45 if stretch.paused or size > 15 else 50
+    elif size >= 10 or not stretch.cue:
+        rank = 35 * (_is_phone(stretch) and not stretch.counts)
+    return rank * (rank > 0 and not stretch.code)
 
 
 def _is_american(stretch: _Stretch) -> bool:
@@ -1215,45 +1219,51 @@ class _Run:
     ) -> tuple[int, Kind | None]:
         """Return where the best-evidenced number that begins at a place ends, and its kind."""
         best, best_last, best_kind = 0, -1, None
-        digits = ""
-        for last in range(first, len(self._numbers)):
-            digits += self._numbers[last].value
-            size = len(digits)
-            if size > _MOST_DIGITS:
-                break
-            if size < _FEWEST_DIGITS:
-                continue
-            edge = min(begins, self._edge(last + 1))
-            if edge > _Edge.INSIDE:
-                ranks = _ranks(self._stretch(first, last, digits, edge, cue), bare=bare)
-            else:
-                ranks = [(_CHANCE * _is_chance_card(digits), "card")]
-            for rank, kind in ranks:
+        for last, stretch in self._stretches(first, begins, cue):
+            for rank, kind in _ranks(stretch, bare=bare):
                 if rank and rank >= best:
                     best, best_last, best_kind = rank, last, kind
         return best_last, best_kind
 
-    def _stretch(self, first: int, last: int, digits: str, edge: _Edge, cue: _Cue) -> _Stretch:
-        numbers = self._numbers[first : last + 1]
+    def _stretches(self, first: int, begins: _Edge, cue: _Cue) -> Iterator[tuple[int, _Stretch]]:
+        """Yield what begins at a place and is neither too short nor too long, and where it ends."""
+        digits = ""
         shape: list[int] = []
-        for number, loose in zip(numbers, self._loose[first : last + 1], strict=True):
-            if loose and shape:
-                shape[-1] += len(number.value)
+        widest, closest = _Gap.SPACE, _Gap.BREAK
+        spoken = True
+        for last in range(first, len(self._numbers)):
+            number = self._numbers[last]
+            digits += number.value
+            if len(digits) > _MOST_DIGITS:
+                return
+            spoken = spoken and number.loose
+            if not shape:
+                shape.append(0)
             else:
-                shape.append(len(number.value))
-        inner = self._gaps[first + 1 : last + 1]
-        return _Stretch(
-            digits=digits,
-            shape=tuple(shape),
-            widest=max(inner, default=_Gap.SPACE),
-            hyphened=bool(inner) and min(inner) == max(inner) == _Gap.HYPHEN,
-            spoken=all(number.loose for number in numbers),
-            edge=edge,
-            cue=cue,
-            first=first == 0,
-            numbers=numbers,
-            text=self._text,
-        )
+                widest, closest = max(widest, self._gaps[last]), min(closest, self._gaps[last])
+                if not self._loose[last]:
+                    shape.append(0)
+            shape[-1] += len(number.value)
+            edge = min(begins, self._edge(last + 1))
+            if len(digits) < _FEWEST_DIGITS or (
+                edge == _Edge.INSIDE and len(digits) not in _CHANCE
+            ):
+                continue
+            yield (
+                last,
+                _Stretch(
+                    digits=digits,
+                    shape=tuple(shape),
+                    widest=widest,
+                    hyphened=widest == closest == _Gap.HYPHEN,
+                    spoken=spoken,
+                    edge=edge,
+                    cue=cue,
+                    first=first == 0,
+                    numbers=self._numbers[first : last + 1],
+                    text=self._text,
+                ),
+            )
 
     def _place(self, first: int, last: int, kind: Kind) -> _Found:
         start, end = self._numbers[first].start, self._numbers[last].end
@@ -1263,6 +1273,8 @@ class _Run:
 
 
 def _ranks(stretch: _Stretch, *, bare: bool) -> list[tuple[int, Kind]]:
+    if stretch.edge == _Edge.INSIDE:
+        return [(_chance_rank(stretch), "card")]
     ranks: list[tuple[int, Kind]] = [
         (_phone_rank(stretch), "phone"),
         (_id_rank(stretch), "national_id"),

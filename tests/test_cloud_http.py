@@ -44,6 +44,7 @@ from moss_voice.errors import (
     TooLargeError,
 )
 from moss_voice.types import JobStatusResponse
+from tests.faulty_proxy import Faults, FaultyProxy
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 SHA = "a" * 64
@@ -1537,3 +1538,69 @@ def test_importing_and_opening_touch_nothing() -> None:
     log = HttpLog("http://127.0.0.1:1", key=KEY)
     assert log._lines == {}
     assert not any(isinstance(value, httpx.AsyncClient) for value in vars(log).values())
+
+
+# --- the bad line of other tests -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "arrive", "answers"),
+    [
+        ("drop", 0, {None}),
+        ("lose", 1, {None}),
+        ("truncate", 1, {None}),
+        ("refuse", 0, {429, 500, 502, 503}),
+        ("fail", 1, {502, 504}),
+        ("duplicate", 2, {200}),
+        ("delay", 1, {200}),
+    ],
+)
+async def test_the_faulty_proxy_does_what_it_counts(
+    fault: str, arrive: int, answers: set[int | None]
+) -> None:
+    """Each fault is what its name says, to the server, to the client, and in the counts."""
+    rates = Faults(**{fault: 1.0}, delay_s=0.001)
+    async with Scripted(reply(200, b"x" * 1000)) as server:
+        with FaultyProxy("127.0.0.1", server.port, seed=1, rates=rates) as proxy:
+            async with httpx.AsyncClient() as client:
+                for _ in range(10):
+                    try:
+                        status = (await client.put(proxy.url, content=b"body")).status_code
+                    except httpx.TransportError:
+                        status = None
+                    assert status in answers
+        assert [asked.body for asked in server.asked] == [b"body"] * arrive * 10
+        assert proxy.counts["requests"] == proxy.counts[fault] == 10
+
+
+async def test_the_faulty_proxy_repeats_itself() -> None:
+    """One seed is one plan, another seed another; without faults all passes, events as they come."""
+    rates = Faults(drop=0.1, refuse=0.1, duplicate=0.1)
+    one = b'event: version\ndata: {"version": 1}\n\n'
+
+    def answer(asked: Asked) -> bytes:
+        return events(one) if asked.target.endswith("/events") else reply(200, asked.body)
+
+    async with Scripted(answer) as server:
+
+        async def run(seed: int) -> list[int | None]:
+            seen: list[int | None] = []
+            with FaultyProxy("127.0.0.1", server.port, seed, rates) as proxy:
+                async with httpx.AsyncClient() as client:
+                    for _ in range(40):
+                        try:
+                            seen.append((await client.get(proxy.url)).status_code)
+                        except httpx.TransportError:
+                            seen.append(None)
+            return seen
+
+        first = await run(1)
+        assert await run(1) == first != await run(2)
+        assert first.count(200) > 20
+        with FaultyProxy("127.0.0.1", server.port) as proxy:
+            log = HttpLog(proxy.url, key=KEY)
+            watching = log.watch("p", "i")
+            assert watching is not None
+            assert await anext(watching) == 1
+            await log.close()
+        assert proxy.counts == {"requests": 1, "pass": 1}

@@ -245,7 +245,7 @@ class _Bars:
         self._display: Progress | None = None
         self._downloads: dict[tuple[str, int], TaskID] = {}
 
-    def add(self, what: str) -> TaskID:
+    def add(self, what: str, total: int | None = None) -> TaskID:
         if self._display is None:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -261,7 +261,7 @@ class _Bars:
                 redirect_stderr=False,
             )
             self._display.start()
-        return self._display.add_task(plain(what), total=None, amount="")
+        return self._display.add_task(plain(what), total=total, amount="")
 
     def move(self, bar: TaskID, done: int, total: int, amount: str) -> None:
         if self._display is not None:
@@ -283,7 +283,7 @@ class _Bars:
                 self.remove(self._downloads.pop(key))
             return
         if key not in self._downloads:
-            self._downloads[key] = self.add(f"Downloading {index}")
+            self._downloads[key] = self.add(f"Downloading {index}", total)
         self.move(self._downloads[key], done, total, f"{done / 1e6:.1f}/{total / 1e6:.1f} MB")
 
     def stop(self) -> None:

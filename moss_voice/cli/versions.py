@@ -354,10 +354,8 @@ _KEY_HINTS = (
     "Key {key_id}. Without it nobody reads what it sealed: keep a copy in a safe place.",
     "In a file that you alone can read:",
     "  (umask 077; moss-voice key new > keys.txt)",
-    "Use it by --key-file keys.txt or MOSS_VOICE_ENCRYPTION_KEY_FILE, or without a file by"
-    + " MOSS_VOICE_ENCRYPTION_KEY.",
-    "To change keys, put the new one on the first line and leave the older ones below, then run"
-    + " `moss-voice index encrypt --all`.",
+    "Use it by --key-file keys.txt or MOSS_VOICE_ENCRYPTION_KEY_FILE, or without a file by MOSS_VOICE_ENCRYPTION_KEY.",
+    "To change keys, put the new one on the first line and leave the older ones below, then run `moss-voice index encrypt --all`.",
 )
 
 

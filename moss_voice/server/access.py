@@ -22,12 +22,13 @@ from moss_voice.cloud.keys import KeyInfo, ProjectKeys, utc_now
 from moss_voice.cloud.log import check_name
 from moss_voice.errors import AuthenticationError, InvalidArgumentError
 from moss_voice.server import tokens
-from moss_voice.server.rates import Buckets
+from moss_voice.server.rates import Buckets, Failures
 from moss_voice.server.refusals import Refusal
 from moss_voice.server.settings import Settings
 
 __all__ = ["Access", "Gate"]
 
+KEY_PREFIX: Final = "mv_"
 _REMEMBERED: Final = 10_000
 _MAX_CREDENTIAL: Final = 4096
 # What a token is checked against where its key is not there: nobody knows it.
@@ -74,7 +75,7 @@ class Gate:
         self._requests = Buckets(
             per_s=settings.limits.requests_per_s, burst=settings.limits.burst, clock=clock
         )
-        self._failures = Buckets(
+        self._failures = Failures(
             per_s=settings.failures_per_s, burst=settings.failures_burst, clock=clock
         )
 
@@ -96,18 +97,26 @@ class Gate:
         if not credential:
             raise _wrong()
         start = self._clock()
-        tries = (_network(address), project)
+        tries = _network(address), project
         digest = _digest(project, credential)
-        if digest not in self._passed and (wait := self._failures.wait_s(tries)):
+        known = digest in self._passed
+        # A key that a user chose may be weak, and is slow to check: so it is counted before.
+        slow = not known and not credential.startswith((tokens.PREFIX, KEY_PREFIX))
+        if not known and (wait := self._failures.wait_s(*tries)):
             raise Refusal(
                 429, "rate_limited", "too many wrong keys from this address", retry_after_s=wait
             )
+        if slow:
+            self._failures.count(*tries)
         access = await self._opened(project, credential, digest)
         if access is None:
             self._passed.pop(digest, None)
-            self._failures.take(tries)
+            if not slow:
+                self._failures.count(*tries)
             await asyncio.sleep(max(0.0, start + self._settings.failure_s - self._clock()))
             raise _wrong()
+        if slow:
+            self._failures.forgive(*tries)
         self._passed[digest] = None
         self._passed.move_to_end(digest)
         if len(self._passed) > _REMEMBERED:

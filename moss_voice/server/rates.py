@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
 
-__all__ = ["Buckets"]
+__all__ = ["Buckets", "Failures"]
 
 
 class Buckets:
@@ -54,6 +54,40 @@ class Buckets:
             self._left.popitem(last=False)
         return 0.0
 
+    def give_back(self, key: object) -> None:
+        """Undo a `take`."""
+        if self._per_s:
+            self._left[key] = (min(self._burst, self._now(key) + 1.0), self._clock())
+
     def _now(self, key: object) -> float:
         left, at = self._left.get(key, (self._burst, 0.0))
         return min(self._burst, left + (self._clock() - at) * self._per_s)
+
+
+class Failures:
+    """Wrong keys, by the network that they come from and the project that they were tried on.
+
+    A network may try ten times as many on all projects together, so that nobody tries one key on each, or
+    has its tries on one forgotten by trying many.
+    """
+
+    def __init__(
+        self, *, per_s: float, burst: float, clock: Callable[[], float] = monotonic
+    ) -> None:
+        """Take how many may be tried on a project in the long run, and at once."""
+        self._on_one = Buckets(per_s=per_s, burst=burst, clock=clock)
+        self._on_all = Buckets(per_s=10 * per_s, burst=10 * burst, clock=clock)
+
+    def wait_s(self, network: str, project: str) -> float:
+        """Return how long until one more may be tried; 0 for now."""
+        return max(self._on_one.wait_s((network, project)), self._on_all.wait_s(network))
+
+    def count(self, network: str, project: str) -> None:
+        """Note a wrong key, or one that is being looked at."""
+        self._on_one.take((network, project))
+        self._on_all.take(network)
+
+    def forgive(self, network: str, project: str) -> None:
+        """Take back a note: the key was right."""
+        self._on_one.give_back((network, project))
+        self._on_all.give_back(network)

@@ -73,7 +73,7 @@ class Settings(BaseModel):
     limits: Limits = Limits()
     key_cache_s: _Seconds = 5.0
     max_token_s: _Seconds = 24 * 3600.0
-    failures_burst: Annotated[int, Field(ge=1)] = 20
+    failures_burst: Annotated[int, Field(ge=1)] = 30
     failures_per_s: _Seconds = 1.0
     failure_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
     watch_interval_s: _Seconds = 1.0
