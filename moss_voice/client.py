@@ -72,7 +72,7 @@ from moss_voice.types import (
     RecoveredCall,
     SearchResult,
 )
-from moss_voice.versions import Remote, graph_keys, share_version
+from moss_voice.versions import Remote, built_keys, share_version
 from moss_voice.workers import in_worker, submit_write
 
 __all__ = ["Authenticator", "MossClient"]
@@ -863,8 +863,8 @@ class MossClient:
         """Remove what the local cache holds of versions."""
         if remote.cache is not None:
             names = {ref.sha256 for commit in versions for ref in commit.segments}
-            graphs = {key for commit in versions for key in graph_keys(commit)}
-            await in_worker(remote.cache.drop, names, graphs)
+            built = {key for commit in versions for key in built_keys(commit)}
+            await in_worker(remote.cache.drop, names, built)
 
     # --- jobs --------------------------------------------------------------------------------------
 
@@ -990,8 +990,8 @@ def _sweep(
             return True
 
     names = {ref.sha256 for commit in clean for ref in commit.segments}
-    graphs = {key for commit in clean for key in graph_keys(commit)}
-    cache.sweep(doomed, keep=names, keep_graphs=graphs)
+    built = {key for commit in clean for key in built_keys(commit)}
+    cache.sweep(doomed, keep=names, keep_graphs=built)
 
 
 def _retrieved(task: asyncio.Future[Any]) -> None:

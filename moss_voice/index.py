@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from moss_voice.errors import InvalidArgumentError
 from moss_voice.filters import Columns, Filter
-from moss_voice.keywords import Keywords, Postings
+from moss_voice.keywords import ByTerm, Keywords, Postings
 from moss_voice.ranking import best, fuse, to_score
 from moss_voice.types import Metadata
 from moss_voice.vectors import EXACT_ROWS, Graph, Vectors
@@ -113,6 +113,7 @@ class Block(NamedTuple):
         written_at: (n,) int64 milliseconds.
         alive: (n,) bool.
         ordinals: (n,) int64, the place in the order of first insertion.
+        by_term: The postings in the order that a search needs, where that is known.
     """
 
     ids: Sequence[str]
@@ -123,6 +124,7 @@ class Block(NamedTuple):
     written_at: I64
     alive: Bool
     ordinals: I64
+    by_term: ByTerm | None = None
 
 
 class Match(NamedTuple):
@@ -190,7 +192,7 @@ class _Matter:
         self.keywords = Keywords()
         for block in blocks:
             if len(block.ids):
-                self.keywords.append(block.postings, block.lengths)
+                self.keywords.append(block.postings, block.lengths, by_term=block.by_term)
         none = np.empty(0, np.int64)
         self.ordinals = _Column(np.concatenate([none, *(block.ordinals for block in blocks)]))
         self.written_at = _Column(np.concatenate([none, *(block.written_at for block in blocks)]))
@@ -274,9 +276,10 @@ class Index:
         matter = _Matter(blocks, dim=dim)
         alive = np.concatenate([np.empty(0, np.bool_), *(block.alive for block in blocks)])
         alive.flags.writeable = False
-        for row in np.flatnonzero(alive).tolist():
-            matter.place(matter.ids[row], row)
-        if matter.earlier:
+        rows = np.flatnonzero(alive).tolist()
+        ids = matter.ids if len(rows) == len(matter.ids) else [matter.ids[row] for row in rows]
+        matter.row_of = dict(zip(ids, rows, strict=True))
+        if len(matter.row_of) != len(rows):
             raise InvalidArgumentError("two rows alive share an id")
         ordinals = matter.ordinals.view(alive.size)
         self._next_ordinal = int(ordinals.max(initial=-1)) + 1

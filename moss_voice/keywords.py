@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import safetensors
+import safetensors.numpy
 
 from moss_voice.errors import CorruptDataError
 
-__all__ = ["Keywords", "Postings"]
+__all__ = ["ByTerm", "Keywords", "Postings"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -122,7 +125,7 @@ def _stable_order(keys: I64) -> I64:
     return packed
 
 
-class _Segment(NamedTuple):
+class ByTerm(NamedTuple):
     """Postings ordered by term: those of `terms[i]` are `[starts[i]:starts[i + 1]]`, in any order."""
 
     terms: I64
@@ -131,8 +134,8 @@ class _Segment(NamedTuple):
     counts: U16
 
     @classmethod
-    def of(cls, terms: I64, rows: I32, counts: U16) -> _Segment:
-        """Order postings by term, O(m log m)."""
+    def of(cls, terms: I64, rows: I32, counts: U16) -> ByTerm:
+        """Order postings by term, O(m log m): 0.1 s for a million."""
         order = np.argsort(terms)
         terms = terms[order]
         first = np.ones(terms.size, np.bool_)
@@ -147,11 +150,38 @@ class _Segment(NamedTuple):
 
     @property
     def size(self) -> int:
+        """How many postings."""
         return self.rows.size
 
     @property
     def nbytes(self) -> int:
+        """Bytes held by the arrays."""
         return self.terms.nbytes + self.starts.nbytes + self.rows.nbytes + self.counts.nbytes
+
+    def shifted(self, n_rows: int) -> ByTerm:
+        """Return the same postings of rows that are numbered higher."""
+        return self if n_rows == 0 else self._replace(rows=self.rows + np.int32(n_rows))
+
+    def write(self, path: Path) -> None:
+        """Keep the order in a file, of which whoever keeps it must answer for the bytes."""
+        safetensors.numpy.save_file(self._asdict(), path)
+
+    @classmethod
+    def read(cls, path: Path, *, size: int) -> ByTerm:
+        """Read back what `write` kept of so many postings.
+
+        Raises:
+            CorruptDataError: If it is something else.
+        """
+        try:
+            found = cls(**safetensors.numpy.load_file(path))
+        except (safetensors.SafetensorError, TypeError, OSError) as error:
+            raise CorruptDataError(f"postings by term: {type(error).__name__}") from None
+        dtypes = [array.dtype.str for array in found]
+        ends = (found.rows.size, found.counts.size, found.terms.size + 1)
+        if dtypes != ["<i8", "<i4", "<i4", "<u2"] or ends != (size, size, found.starts.size):
+            raise CorruptDataError("postings by term: expected those of another segment")
+        return found
 
     def expanded(self) -> I64:
         """Return the term of each posting."""
@@ -161,7 +191,7 @@ class _Segment(NamedTuple):
 class _State(NamedTuple):
     """All of the index at one moment. Slots at or beyond `n_tail` and `n_rows` belong to the writer."""
 
-    segments: tuple[_Segment, ...]
+    segments: tuple[ByTerm, ...]
     tail_terms: I64
     tail_rows: I32
     tail_counts: U16
@@ -281,15 +311,20 @@ class Keywords:
             + (norms.norms.nbytes if norms else 0)
         )
 
-    def append(self, postings: Postings, lengths: I32) -> None:
+    def append(self, postings: Postings, lengths: I32, *, by_term: ByTerm | None = None) -> None:
         """Add rows at the end; only one thread at a time may.
 
         Args:
             postings: Of the new rows, numbered from 0 (whatever their place here will be). Trusted:
                 check what comes from outside.
             lengths: (r,) int32, terms per new row.
+            by_term: The same postings in the order that they are needed in, where that is known: to make
+                it is what costs.
         """
         state = self._state
+        if by_term is not None:
+            self._append_ordered(by_term, lengths)
+            return
         rows = postings.rows + np.int32(state.n_rows)
         used, n_tail = state.n_tail, state.n_tail + rows.size
         if n_tail <= _TAIL:
@@ -300,7 +335,7 @@ class Keywords:
                 n_tail=n_tail,
             )
         else:
-            segment = _Segment.of(
+            segment = ByTerm.of(
                 np.concatenate([state.tail_terms[:used], postings.terms]),
                 np.concatenate([state.tail_rows[:used], rows]),
                 np.concatenate([state.tail_counts[:used], postings.counts]),
@@ -312,6 +347,19 @@ class Keywords:
                 n_rows=state.n_rows,
             )
         self._state = state._replace(
+            lengths=_with(state.lengths, state.n_rows, lengths),
+            n_rows=state.n_rows + lengths.size,
+        )
+
+    def _append_ordered(self, by_term: ByTerm, lengths: I32) -> None:
+        state = self._state
+        segments = state.segments
+        if state.n_tail:
+            used = state.n_tail
+            tail = state.tail_terms[:used], state.tail_rows[:used], state.tail_counts[:used]
+            segments = _merged((*segments, ByTerm.of(*tail)))
+        self._state = _EMPTY._replace(
+            segments=_merged((*segments, by_term.shifted(state.n_rows))),
             lengths=_with(state.lengths, state.n_rows, lengths),
             n_rows=state.n_rows + lengths.size,
         )
@@ -417,7 +465,7 @@ class Keywords:
         return Postings(terms[order], new[order], counts[order])
 
 
-def _merged(segments: tuple[_Segment, ...]) -> tuple[_Segment, ...]:
+def _merged(segments: tuple[ByTerm, ...]) -> tuple[ByTerm, ...]:
     """Merge the last segments until each is at least `_RATIO` times as large as the next."""
     last = len(segments) - 1
     size = segments[last].size
@@ -429,7 +477,7 @@ def _merged(segments: tuple[_Segment, ...]) -> tuple[_Segment, ...]:
     small = segments[last:]
     return (
         *segments[:last],
-        _Segment.of(
+        ByTerm.of(
             np.concatenate([segment.expanded() for segment in small]),
             np.concatenate([segment.rows for segment in small]),
             np.concatenate([segment.counts for segment in small]),

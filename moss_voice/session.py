@@ -1192,7 +1192,7 @@ class SessionIndex:
             if graph is not None and cache is not None:
                 for key, n_rows in prefixes:
                     if n_rows == graph.n_rows:
-                        cache.write_graph(key, graph.write)
+                        cache.write_built(key, graph.write)
         except (MossError, OSError) as error:
             # A graph only saves time: the exact scan goes on answering.
             logger.warning("no graph for index %r: %s", self._name, type(error).__name__)

@@ -24,7 +24,7 @@ from moss_voice.cloud.log import Commit, Segment, SegmentRef, decode_segment, re
 from moss_voice.cloud.outbox import Outbox
 from moss_voice.errors import CloudUnavailableError, CorruptDataError
 from moss_voice.index import Block, Index, decode_document
-from moss_voice.keywords import Postings
+from moss_voice.keywords import ByTerm, Postings
 from moss_voice.text import ANALYZER, term_ids
 from moss_voice.workers import in_worker
 
@@ -32,9 +32,9 @@ __all__ = [
     "Outage",
     "Remote",
     "Version",
+    "built_keys",
     "fetch_version",
     "find_newest",
-    "graph_keys",
     "keep_newest",
     "read_graph",
     "read_segment",
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 # For so long after it did not answer, a cloud is not asked for what is kept of it here.
 OUTAGE_S = 5.0
+# To put so many postings in order takes longer than to read them from a file.
+_WORTH_KEEPING = 100_000
 
 
 class Outage:
@@ -214,10 +216,23 @@ def share_version(commit: Commit, cache: SegmentCache) -> bool:
         if data is None:
             return False
         segments.append(decode_segment(data))
-    loaded = _restore(commit, segments)
+    loaded = _restore(commit, segments, cache)
     read_graph(loaded.index, loaded.prefixes, cache)
     _shared[_content(commit)] = loaded
     return True
+
+
+def _by_term(ref: SegmentRef, postings: Postings, cache: SegmentCache | None) -> ByTerm | None:
+    """Return a large segment's postings by term, from the cache where they were ordered before."""
+    size = postings.terms.size
+    if cache is None or size < _WORTH_KEEPING:
+        return None
+    key = f"postings of {ref.sha256} {ANALYZER}"
+    found = cache.read_built(key, partial(ByTerm.read, size=size))
+    if found is None:
+        found = ByTerm.of(postings.terms, postings.rows, postings.counts)
+        cache.write_built(key, found.write)
+    return found
 
 
 def _content(commit: Commit) -> tuple[str, ...]:
@@ -229,10 +244,16 @@ def read_graph(index: Index, prefixes: Sequence[tuple[str, int]], cache: Segment
     for key, n_rows in prefixes:
         if not index.wants_graph:
             return
-        cache.read_graph(key, partial(index.load_graph, n_rows=n_rows))
+        cache.read_built(key, partial(index.load_graph, n_rows=n_rows))
 
 
-def graph_keys(commit: Commit) -> list[str]:
+def built_keys(commit: Commit) -> list[str]:
+    """Return the keys of all that the cache may hold that was built of a commit's segments."""
+    postings = [f"postings of {ref.sha256} {ANALYZER}" for ref in commit.segments]
+    return [*_graph_keys(commit), *postings]
+
+
+def _graph_keys(commit: Commit) -> list[str]:
     """Return what the graphs of a commit's segments are called, of the first one, the first two, ..."""
     digest = hashlib.sha256()
     keys: list[str] = []
@@ -250,16 +271,18 @@ async def fetch_version(remote: Remote, commit: Commit, *, shared: bool = False)
     segments = await asyncio.gather(
         *(read_segment(remote, commit.index, ref) for ref in commit.segments)
     )
-    return await in_worker(_restore, commit, segments)
+    # What is built of a sealed segment would tell its words.
+    cache = None if commit.key_ids else remote.cache
+    return await in_worker(_restore, commit, segments, cache)
 
 
-def _restore(commit: Commit, segments: Sequence[Segment]) -> Version:
+def _restore(commit: Commit, segments: Sequence[Segment], cache: SegmentCache | None) -> Version:
     live, ordinals, tombstones, _ = resolve(segments)
     blocks: list[Block] = []
     clock = max(tombstones.values(), default=0)
     prefixes: list[tuple[str, int]] = []
     n_rows = 0
-    keys = graph_keys(commit)
+    keys = _graph_keys(commit)
     for key, ref, segment, alive, places in zip(
         keys, commit.segments, segments, live, ordinals, strict=True
     ):
@@ -273,7 +296,6 @@ def _restore(commit: Commit, segments: Sequence[Segment]) -> Version:
             terms = [term_ids(decode_document(line).text) for line in segment.documents]
             postings = Postings.of(terms)
             lengths = np.array([hashes.size for hashes in terms], np.int32)
-        postings.check(lengths)
         blocks.append(
             Block(
                 segment.ids,
@@ -284,6 +306,7 @@ def _restore(commit: Commit, segments: Sequence[Segment]) -> Version:
                 segment.written_at,
                 alive,
                 places,
+                _by_term(ref, postings, cache),
             )
         )
         n_rows += len(segment)

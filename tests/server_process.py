@@ -21,7 +21,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moss_voice.cloud.store import ObjectLog
+    from moss_voice.server.settings import Settings
+    from moss_voice.server.state import State
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -154,6 +159,32 @@ def serve(
         yield server
     finally:
         server.close()
+
+
+@contextmanager
+def serve_here(log: ObjectLog, settings: Settings) -> Iterator[tuple[str, State]]:
+    """Serve in a thread of this process, with settings that no option changes; gives its parts too.
+
+    For what a test must look into; its event loop is the thread's own.
+    """
+    import uvicorn
+
+    from moss_voice.server.app import create_app
+    from moss_voice.server.run import listen
+
+    app = create_app(log, settings)
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", app.state.moss_voice
+    finally:
+        app.state.moss_voice.hub.closing = True
+        server.should_exit = True
+        thread.join()
 
 
 def _main() -> None:

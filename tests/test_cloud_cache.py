@@ -144,18 +144,18 @@ def test_a_directory_that_cannot_be(tmp_path: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         cache.put(ref, data)
         assert got(cache, ref) is None
-        cache.write_graph("key", lambda path: path.write_bytes(b"g"))
-        assert cache.read_graph("key", Path.read_bytes) is None
+        cache.write_built("key", lambda path: path.write_bytes(b"g"))
+        assert cache.read_built("key", Path.read_bytes) is None
     assert "cannot write" in caplog.text
 
 
 def test_graphs_by_key(cache: SegmentCache) -> None:
     """A graph comes back under its key alone, and a newer one takes its place."""
     for graph in (b"one", b"two", b"two"):
-        cache.write_graph("model/segments", partial(put_bytes, graph))
+        cache.write_built("model/segments", partial(put_bytes, graph))
         for door in (cache, SegmentCache(cache.directory)):
-            assert door.read_graph("model/segments", Path.read_bytes) == graph
-    assert cache.read_graph("another", Path.read_bytes) is None
+            assert door.read_built("model/segments", Path.read_bytes) == graph
+    assert cache.read_built("another", Path.read_bytes) is None
     assert graph_file(cache).read_bytes() == b"two"
 
 
@@ -165,13 +165,13 @@ def test_a_damaged_graph_is_dropped(cache: SegmentCache) -> None:
     def refuse(path: Path) -> bytes:
         raise CorruptDataError("another number of rows")
 
-    cache.write_graph("key", lambda path: path.write_bytes(b"graph"))
+    cache.write_built("key", lambda path: path.write_bytes(b"graph"))
     graph_file(cache).write_bytes(b"grapf and more")
-    assert cache.read_graph("key", refuse) is None
+    assert cache.read_built("key", refuse) is None
     assert list((cache.directory / "graphs").iterdir()) == []
-    cache.write_graph("key", lambda path: path.write_bytes(b"graph"))
-    assert cache.read_graph("key", refuse) is None
-    assert cache.read_graph("key", Path.read_bytes) is None
+    cache.write_built("key", lambda path: path.write_bytes(b"graph"))
+    assert cache.read_built("key", refuse) is None
+    assert cache.read_built("key", Path.read_bytes) is None
 
 
 def test_a_graph_that_fails_to_write(cache: SegmentCache) -> None:
@@ -181,10 +181,10 @@ def test_a_graph_that_fails_to_write(cache: SegmentCache) -> None:
         path.write_bytes(b"half")
         raise MemoryError
 
-    cache.write_graph("key", lambda path: path.write_bytes(b"graph"))
+    cache.write_built("key", lambda path: path.write_bytes(b"graph"))
     with pytest.raises(MemoryError):
-        cache.write_graph("key", fail)
-    assert cache.read_graph("key", Path.read_bytes) == b"graph"
+        cache.write_built("key", fail)
+    assert cache.read_built("key", Path.read_bytes) == b"graph"
     assert len(list((cache.directory / "graphs").iterdir())) == 1
 
 
@@ -200,8 +200,8 @@ for n in range(60):
     got = cache.get(ref)
     assert got is None or got == data
     cache.put(ref, data)
-    cache.write_graph(str(n % 3), lambda path: path.write_bytes(data))
-    graph = cache.read_graph(str(n % 3), Path.read_bytes)
+    cache.write_built(str(n % 3), lambda path: path.write_bytes(data))
+    graph = cache.read_built(str(n % 3), Path.read_bytes)
     assert graph is None or int(graph[:2] if n % 30 > 9 else graph[:1]) >= 0
 """
 

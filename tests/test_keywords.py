@@ -6,6 +6,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moss_voice.errors import CorruptDataError
-from moss_voice.keywords import Keywords, Postings
+from moss_voice.keywords import ByTerm, Keywords, Postings
 
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
@@ -329,3 +330,45 @@ def test_repr_tells_the_state() -> None:
     keywords = Keywords()
     add(keywords, [[1], [2]])
     assert repr(keywords) == "<Keywords 2 rows in 0 segments and a tail>"
+
+
+def test_postings_that_were_ordered_before_score_alike(tmp_path: Path) -> None:
+    """An order that was kept in a file gives the same scores, before and after rows of its own kind."""
+    rng = np.random.default_rng(3)
+    parts = [
+        [rng.integers(0, 60, rng.integers(1, 9)) for _ in range(n)] for n in (40, 700, 30, 500)
+    ]
+    plain, ordered = Keywords(), Keywords()
+    for number, rows in enumerate(parts):
+        postings = Postings.of(rows)
+        lengths = np.array([row.size for row in rows], np.int32)
+        plain.append(postings, lengths)
+        by_term = None
+        if number % 2:
+            path = tmp_path / f"{number}"
+            ByTerm.of(postings.terms, postings.rows, postings.counts).write(path)
+            by_term = ByTerm.read(path, size=postings.terms.size)
+        ordered.append(postings, lengths, by_term=by_term)
+        alive = np.ones(plain.n_rows, np.bool_)
+        for _ in range(20):
+            query = rng.integers(0, 70, 3)
+            one = plain.scores(query, n_rows=plain.n_rows, alive=alive)
+            other = ordered.scores(query, n_rows=plain.n_rows, alive=alive)
+            assert np.array_equal(one[0], other[0])
+            assert np.allclose(one[1], other[1])
+
+
+def test_an_order_of_other_postings_is_refused(tmp_path: Path) -> None:
+    """A file that is damaged, foreign, or of another number of postings is an error of ours."""
+    postings = Postings.of([np.array([1, 2, 2]), np.array([2])])
+    path = tmp_path / "order"
+    ByTerm.of(postings.terms, postings.rows, postings.counts).write(path)
+    whole = path.read_bytes()
+    with pytest.raises(CorruptDataError):
+        ByTerm.read(path, size=4)
+    for data in (b"", whole[:-1], whole[:20], b"x" * 100):
+        path.write_bytes(data)
+        with pytest.raises(CorruptDataError):
+            ByTerm.read(path, size=postings.terms.size)
+    with pytest.raises(CorruptDataError):
+        ByTerm.read(tmp_path / "none", size=3)

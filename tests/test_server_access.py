@@ -255,7 +255,7 @@ def test_a_token_that_was_changed_opens_nothing(server: Server) -> None:
         statuses = list(
             pool.map(
                 lambda t: (
-                    httpx.get(
+                    http.get(
                         f"{server.url}/v1/projects/{project}",
                         headers={b"Authorization": b"Bearer " + t.encode()},
                     ).status_code

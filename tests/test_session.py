@@ -1008,13 +1008,13 @@ async def test_the_graph_grows_in_the_background(
     await session.add_docs([DocumentInfo(f"d{n}", "t", None, row) for n, row in enumerate(rows)])
     await session.push_index()
     built: list[int] = []
-    cache_write = SegmentCache.write_graph
+    cache_write = SegmentCache.write_built
 
-    def write_graph(self: SegmentCache, key: str, write: Callable[[Path], None]) -> None:
+    def write_built(self: SegmentCache, key: str, write: Callable[[Path], None]) -> None:
         cache_write(self, key, write)
         built.append(1)
 
-    monkeypatch.setattr(SegmentCache, "write_graph", write_graph)
+    monkeypatch.setattr(SegmentCache, "write_built", write_built)
     for expected in (1, 1):
         again = await SessionIndex.open(remote, "calls")
         job = again._graph_job

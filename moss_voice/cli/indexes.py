@@ -80,7 +80,7 @@ async def create(
     async with shell.client() as client:
         with shell.progress(f"Embedding {len(documents)} documents") as moved:
             result = await client.create_index(name, documents, model, on_progress=moved, ttl=ttl_s)
-    _changed(shell, result, f"created with {result.doc_count} documents")
+    _changed(shell, result, f"created with {counted(result.doc_count, 'document')}")
 
 
 async def add(
@@ -93,7 +93,7 @@ async def add(
             result = await client.add_docs(
                 name, documents, MutationOptions(upsert=upsert), on_progress=moved
             )
-    _changed(shell, result, f"now {result.doc_count} documents")
+    _changed(shell, result, f"now {counted(result.doc_count, 'document')}")
 
 
 def _changed(shell: Shell, result: MutationResult, what: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -177,10 +178,14 @@ async def set_ttl(shell: Shell, name: str, ttl_s: float | None, *, sure: bool) -
                     f" {counted(info.doc_count, 'document')}, for good?"
                 )
         info = await client.set_ttl(name, ttl_s)
+        over = ttl_s is not None and _is_over(info, ttl_s)
+        if over:
+            with suppress(IndexNotFoundError):
+                await client.get_index(name)  # whoever looks at it first deletes it
     if shell.json:
         shell.emit(info)
-    elif ttl_s is not None and _is_over(info, ttl_s):
-        _tell(shell, name, f"deleted, its {period(ttl_s)} are over")
+    elif over:
+        _tell(shell, name, "deleted, its time was up")
     else:
         _tell(shell, name, f"kept {kept_until(info)}")
 
@@ -280,9 +285,10 @@ def _report_dry_run(shell: Shell, found: Sequence[Forgotten]) -> None:
 
 def _report_left(shell: Shell, done: Sequence[Forgotten], left: Sequence[Forgotten]) -> None:
     if not left:
-        what = f"{_sum(done)} forgotten" if done else "Nothing matches"
-        sign = Text("✓ ", "green")
-        shell.out.print(sign + Text(f"{what}; looked again: nothing that matches is left."))
+        told = "Nothing matches, in no version."
+        if done:
+            told = f"{_sum(done)} forgotten; looked again: nothing that matches is left."
+        shell.out.print(Text("✓ ", "green") + Text(told))
         return
     shell.out.print(Text("✗ ", "red") + Text(f"{_sum(done)} forgotten, and some is left:"))
     pending = sum(one.pending for one in left)

@@ -167,11 +167,11 @@ class SegmentCache:
         name = hashlib.sha256(f"{cloud}\0{project}\0{index}".encode()).hexdigest()
         return self.directory / "heads" / f"{name}.json"
 
-    def read_graph(self, key: str, read: Callable[[Path], T]) -> T | None:
-        """Return what `read` makes of the graph kept under a key, or None where there is none.
+    def read_built(self, key: str, read: Callable[[Path], T]) -> T | None:
+        """Return what `read` makes of what is kept under a key, or None where there is nothing.
 
         Args:
-            key: Names all that the graph was built from.
+            key: Names all that it was built from, and how: a graph, or postings in order.
             read: Takes a path; raises `CorruptDataError` where the file is not what it should be.
         """
         for path in self._graph_files(key):
@@ -181,16 +181,16 @@ class SegmentCache:
                     try:
                         return read(path)
                     except CorruptDataError:
-                        logger.warning("dropping a cached graph that does not fit: %s", path.name)
+                        logger.warning("dropping a cached file that does not fit: %s", path.name)
                 self._drop(path)
         return None
 
-    def write_graph(self, key: str, write: Callable[[Path], object]) -> None:
-        """Keep a graph under a key; its checksum becomes part of its file's name.
+    def write_built(self, key: str, write: Callable[[Path], object]) -> None:
+        """Keep what was built under a key; its checksum becomes part of its file's name.
 
         Args:
-            key: See `read_graph`.
-            write: Writes the graph to the path it is given.
+            key: See `read_built`.
+            write: Writes it to the path it is given.
         """
         stem = self._graphs / _graph_stem(key)
         with self._forgiving("write", stem):

@@ -22,6 +22,7 @@ from moss_voice.cloud.keys import KeyInfo, ProjectKeys, utc_now
 from moss_voice.cloud.log import check_name
 from moss_voice.errors import AuthenticationError, InvalidArgumentError
 from moss_voice.server import tokens
+from moss_voice.server.names import NO_NAME
 from moss_voice.server.rates import Buckets, Failures
 from moss_voice.server.refusals import Refusal
 from moss_voice.server.settings import Settings
@@ -161,7 +162,7 @@ class Gate:
         try:
             check_name(project, what="project id")
         except InvalidArgumentError as error:
-            raise Refusal(400, error.code, str(error)) from None
+            raise Refusal(400, error.code, f"project: {NO_NAME}") from None
         try:
             if credential.startswith(tokens.PREFIX):
                 return await self._opened_by_token(project, credential)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +19,7 @@ from moss_voice.cloud.log import Buffer, Commit, Head, SegmentRef
 from moss_voice.cloud.sealing import is_sealed, read_key_id
 from moss_voice.errors import (
     CorruptDataError,
+    FormatVersionError,
     InvalidArgumentError,
     ModelMismatchError,
     TooLargeError,
@@ -31,6 +33,7 @@ __all__ = [
     "check_reference",
     "check_segment",
     "check_successor",
+    "decode",
 ]
 
 # Readers parse recursively.
@@ -99,11 +102,11 @@ def check_document(line: bytes, id_: str, limits: Limits, *, where: str) -> None
         raise TooLargeError(
             f"{where}: expected a document of at most {limits.max_document_bytes} bytes, got {len(line)}"
         )
-    fields = _parsed(line, where)
-    if not isinstance(fields, dict) or not fields.keys() <= _KEYS:
+    parts = _parsed(line, where)
+    if not isinstance(parts, dict) or not parts.keys() <= _KEYS:
         raise CorruptDataError(f"{where}: expected an object of id, text, metadata and payload")
-    text, metadata = fields.get("text"), fields.get("metadata")
-    if fields.get("id") != id_:
+    text, metadata = parts.get("text"), parts.get("metadata")
+    if parts.get("id") != id_:
         raise CorruptDataError(f"{where}: the id in the document is another than the row's")
     if not isinstance(text, str):
         raise CorruptDataError(f"{where}: text: expected a string")
@@ -130,15 +133,15 @@ def _parsed(line: bytes, where: str) -> Any:
         # Every level opens with a bracket, so few brackets need no look.
         if line.count(b"[") + line.count(b"{") > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
             raise TooLargeError(f"{where}: expected at most {_MAX_DEPTH} levels of nesting")
-        fields = json.loads(text, parse_constant=_refused, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refused, parse_float=_finite)
         if b"\\u" in line:
             # Half of a surrogate pair: a string that cannot be sent to anybody.
-            json.dumps(fields, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         if isinstance(error, TooLargeError):
             raise
         raise CorruptDataError(f"{where}: expected a line of JSON in UTF-8") from None
-    return fields
+    return value
 
 
 def _depth(text: str) -> int:
@@ -185,6 +188,25 @@ def _size(text: str) -> int:
 
 
 # --- commits ---------------------------------------------------------------------------------------
+
+_FIELDS: Final = frozenset(field.name for field in fields(Commit))
+
+
+def decode(data: Buffer) -> Commit:
+    """Return the commit that was sent.
+
+    Raises:
+        FormatVersionError: If a newer moss_voice wrote it.
+        CorruptDataError: If it is none; of its fields only the names of ours are told.
+    """
+    try:
+        return log.decode_commit(data)
+    except FormatVersionError:
+        raise
+    except CorruptDataError as error:
+        field = str(error).removeprefix("commit: ").partition(":")[0].partition(".")[0]
+        told = str(error) if field in _FIELDS else "commit: expected the fields of one, in JSON"
+        raise CorruptDataError(told) from None
 
 
 def check_commit(

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from moss_voice.cloud.keys import utc_now
-from moss_voice.cloud.log import Commit, Head, decode_commit
+from moss_voice.cloud.log import Commit, Head
 from moss_voice.cloud.store import ObjectLog
 from moss_voice.errors import CorruptDataError
 from moss_voice.server import checks
@@ -149,7 +149,7 @@ class Intake:
             Refusal: If it is not sound (400), is not the next one (409), or makes one index too many (429).
         """
         with refusing():
-            commit = decode_commit(data)
+            commit = checks.decode(data)
             checks.check_commit(
                 commit,
                 index=index,

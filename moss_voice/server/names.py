@@ -14,13 +14,15 @@ from pydantic import AfterValidator, BeforeValidator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from moss_voice.cloud.log import check_name
+from moss_voice.errors import InvalidArgumentError
 
-__all__ = ["IndexName", "JobId", "ProjectName", "RawPaths", "Sha256", "Version", "named"]
+__all__ = ["NO_NAME", "IndexName", "JobId", "ProjectName", "RawPaths", "Sha256", "Version", "named"]
 
 # Stands for a slash inside a component. A name may hold no control character, so it means nothing else;
 # one that was sent as such becomes another, which no name may hold either.
 _SLASH: Final = "\x1f"
 _SENT: Final = "\x1e"
+NO_NAME: Final = "expected 1 to 200 characters, not all blank, and none a control character"
 
 
 class RawPaths:
@@ -49,12 +51,11 @@ def named(component: str) -> str:
     return component.replace(_SLASH, "/")
 
 
-def _index_name(component: str) -> str:
-    return check_name(named(component))
-
-
-def _project_name(component: str) -> str:
-    return check_name(named(component), what="project id")
+def _name(component: str) -> str:
+    try:
+        return check_name(named(component))
+    except InvalidArgumentError:  # its message quotes the name
+        raise ValueError(NO_NAME) from None
 
 
 def _digits(text: object) -> object:
@@ -72,7 +73,7 @@ ProjectName = Annotated[
         max_length=200,
         examples=["support"],
     ),
-    AfterValidator(_project_name),
+    AfterValidator(_name),
 ]
 IndexName = Annotated[
     str,
@@ -82,7 +83,7 @@ IndexName = Annotated[
         max_length=200,
         examples=["call-42"],
     ),
-    AfterValidator(_index_name),
+    AfterValidator(_name),
 ]
 Version = Annotated[
     int,

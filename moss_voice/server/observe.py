@@ -11,6 +11,7 @@ import logging
 import re
 import secrets
 import time
+import traceback
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -112,11 +113,8 @@ class Observer:
         try:
             await self._app(scope, watched.receive, watched.send)
         except Exception as error:  # noqa: BLE001 - the last door
-            faults.error(
-                "unexpected",
-                extra={"told": {"request": watched.id, "kind": type(error).__name__}},
-                exc_info=faults.isEnabledFor(logging.DEBUG),
-            )
+            told = {"request": watched.id, "kind": type(error).__name__, "where": _where(error)}
+            faults.error("unexpected", extra={"told": told})
             if not watched.status:
                 refused = answer(
                     500, "error", f"a fault of the server; its log tells of request {watched.id}"
@@ -144,6 +142,16 @@ class Observer:
         }
         told.update(scope.get("state", {}).get("told", {}))
         requests.info("request", extra={"told": told})
+
+
+def _where(error: BaseException) -> str:
+    """Return the place in our code that an error came from."""
+    ours = [
+        f"{frame.f_globals['__name__']}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).startswith("moss_voice.")
+    ]
+    return ours[-1] if ours else "elsewhere"
 
 
 class _Watched:
