@@ -47,6 +47,7 @@ wheel: $(READY)
 	@$(call smoke,bare,,smoke.py)
 	@$(call smoke,livekit,[livekit],livekit_extra.py)
 	@$(call smoke,pipecat,[pipecat],pipecat_extra.py)
+	@$(call smoke,server,[server],server_extra.py)
 
 # smoke(name, extra, script): install the wheel with an extra, and run a script of tests/smoke there.
 define smoke

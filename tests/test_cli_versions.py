@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -186,7 +187,7 @@ def test_help_tells_of_commands_and_their_options() -> None:
         (("index", "history", "nope"), 3, "'nope'"),
         (("index", "restore", "nope", "1", "--yes"), 3, "'nope'"),
         (("index", "restore", "help", "7", "--yes"), 3, "no version 7"),
-        (("index", "restore", "help", "0", "--yes"), 2, "x>=1"),
+        (("index", "restore", "help", "0", "--yes"), 2, "greater than or equal to 1"),
         (("index", "restore", "help", "1"), 2, "pass --yes"),
         (("index", "export", "help", "--version", "7"), 3, "version 7"),
         (("session", "show", "help", "--version", "7"), 3, "version 7"),
@@ -348,7 +349,7 @@ def test_an_older_version_is_exported_and_shown(here: Machine) -> None:
     old = here.run_json("index", "export", "call", "--version", "1")
     assert [doc["id"] for doc in old["docs"]] == ["t1"]
     lines = here.run("session", "show", "call", "--version", "1").splitlines()
-    assert lines[0].startswith("call: 1 documents, version 1, updated 2")
+    assert lines[0].startswith("call: 1 document, version 1, updated 2")
     assert "hi" in lines[1]
     assert len(lines) == 2
     shown = here.run_json("session", "show", "call", "--version", "2")
@@ -366,6 +367,30 @@ def test_restoring_asks_whoever_is_there(here: Machine) -> None:
     assert said_no.stdout == ""
     assert len(here.run_json("index", "history", "help")) == 2
     assert answered("y\n", *here.at, "index", "restore", "help", "1").returncode == 0
+    assert here.run_json("index", "show", "help")["doc_count"] == 1
+
+
+def test_a_question_can_be_interrupted(here: Machine) -> None:
+    """Without an answer: nothing is done, and the exit code tells why."""
+    here.make("help", ONE)
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [*MODULE, *map(str, here.at), "index", "delete", "help"],
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stderr is not None
+            shown = b""
+            while not shown.endswith(b"[y/N]: "):
+                shown += process.stderr.read(1)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == 130
+            assert b"error: interrupted" in process.stderr.read()
+    finally:
+        os.close(ours)
+        os.close(theirs)
     assert here.run_json("index", "show", "help")["doc_count"] == 1
 
 
@@ -435,12 +460,19 @@ def test_retention_is_set_told_and_lifted(here: Machine) -> None:
 def test_a_retention_that_deletes_at_once_is_asked_about(here: Machine) -> None:
     """An index that last changed before its new time would be gone: --yes, or a yes."""
     here.make("old", ONE)
-    told = here.run("index", "ttl", "old", "0.001s", code=2)
-    assert "deletes it at once: pass --yes" in told
-    said_no = answered("n\n", *here.at, "index", "ttl", "old", "0.001s")
+    [commit] = (here.folder("old") / "log").iterdir()
+    stored = json.loads(commit.read_text())
+    commit.write_text(json.dumps(stored | {"updated_at": "2020-01-01T00:00:00.000000Z"}))
+    told = here.run("index", "ttl", "old", "30d", code=2)
+    assert "last changed 2020-01-01" in told.replace("2019-12-31", "2020-01-01")
+    assert "30d deletes it at once: pass --yes" in told
+    said_no = answered("n\n", *here.at, "index", "ttl", "old", "30d")
     assert said_no.returncode == 1
     assert "delete it now, with 1 document, for good?" in said_no.stderr
     assert here.run_json("index", "show", "old")["ttl_s"] is None
+    assert here.run("index", "ttl", "old", "30d", "--yes") == "old: deleted, its time was up\n"
+    assert here.run_json("index", "list") == []
+    assert list((here.folder("old") / "segments").iterdir()) == []
 
 
 # --- encryption ------------------------------------------------------------------------------------
@@ -616,7 +648,7 @@ def test_what_an_unfinished_push_holds_is_told(here: Machine, tmp_path: Path) ->
     args = [str(arg) for arg in (*here.at, "forget", *WHO, "--yes")]
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 1
-    assert "and some is left" in result.stdout
+    assert "✗ nothing forgotten, and some is left:" in result.stdout
     assert "again in an hour" in " ".join(result.stdout.split())
     told = here.run_json("forget", *WHO, "--yes", code=1)
     assert (told["verified"], [one["pending"] for one in told["left"]]) == (False, [1])
@@ -717,9 +749,8 @@ def test_large_downloads_are_shown_to_whoever_watches(here: Machine) -> None:
 
     async def fill() -> None:
         async with here.client() as client:
-            vector = [1.0] + [0.5] * 767
-            docs = [DocumentInfo(f"{n}", f"text {n}", None, vector) for n in range(600)]
-            await client.create_index("[/large]", docs, "custom")
+            doc = DocumentInfo("large", "text", None, (1.0, 0.0), "x" * 4_000_000)
+            await client.create_index("[/large]", [doc], "custom")
 
     asyncio.run(fill())
     here.make("small", ONE)
@@ -747,7 +778,7 @@ def test_large_downloads_are_shown_to_whoever_watches(here: Machine) -> None:
             os.close(theirs)
 
     told, shown = watched("[/large]")
-    assert json.loads(told)["doc_count"] == 600
+    assert json.loads(told)["doc_count"] == 1
     assert "Downloading [/large]" in shown
     assert " MB" in shown
     told, shown = watched("small")
@@ -774,4 +805,4 @@ def test_hostile_names_do_not_drive_the_terminal(here: Machine) -> None:
         here.run("index", "encrypt", name, code=4),
     ]
     assert not {"\u202e", "\u200b", "\x1b"} & set("".join(told))
-    assert sum("[/b] [red] call" in text for text in told) == 8
+    assert sum("[/b] [red] call" in text for text in told) == 9

@@ -874,6 +874,32 @@ async def test_messages_are_one_short_line() -> None:
         assert len(message) < 400
 
 
+@pytest.mark.parametrize("status", [200, 404, 500])
+async def test_answers_without_an_end(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an answer that goes on for ever so much is read as one of ours could be, and no more."""
+    monkeypatch.setattr("moss_voice.cloud.http._MAX_JSON_BYTES", 1 << 18)
+    poured = 0
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal poured
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(reply(status, Content_Length="99999999999", Content_Type="application/json"))
+        with suppress(OSError):
+            while True:
+                writer.write(b" " * 10_000)
+                await writer.drain()
+                poured += 10_000
+        writer.close()
+
+    async with await asyncio.start_server(pour, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        log = HttpLog(f"http://127.0.0.1:{port}", key=KEY, retries=0)
+        with pytest.raises(CloudUnavailableError):
+            await log.heads("p")
+        await log.close()
+    assert poured < 1 << 24
+
+
 # --- trying again ----------------------------------------------------------------------------------
 
 
@@ -1432,6 +1458,10 @@ async def test_connections_are_kept_and_let_go() -> None:
         await until(lambda: not server.open)
         await log.head("p", "i")
         assert server.connections == 2
+        # As a loop does that is ended, and then used again.
+        await log._lines[asyncio.get_running_loop()].close()
+        await log.head("p", "i")
+        assert server.connections == 3
 
 
 async def test_cancelling_a_call() -> None:

@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 from moss_voice.server.labels import project_hash
 from moss_voice.server.observe import JsonLines
@@ -72,8 +73,6 @@ def test_a_port_that_is_taken_is_told_in_a_line() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: cannot listen on 127.0.0.1 port {port}: ")
     assert "Traceback" not in done.stderr
-    done = _run("serve", "--store", "memory://x", "--host", "192.0.2.1")
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
 
 
 def _run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -86,6 +85,13 @@ def _run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=60,
     )
+
+
+def _invoke(*arguments: str) -> Any:
+    """Run a command in this process, where it ends by itself."""
+    from moss_voice.cli.app import app
+
+    return CliRunner().invoke(app, list(arguments))
 
 
 def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> None:
@@ -114,8 +120,8 @@ def test_without_the_extra_the_command_says_what_to_install(tmp_path: Path) -> N
 def test_options_that_make_no_sense_are_told(options: tuple[str, ...]) -> None:
     """Wrong options end with a message and a code, before anything listens."""
     store = () if "--store" in options else ("--store", "memory://x")
-    done = _run("serve", *store, "--port", "0", *options)
-    assert done.returncode in (1, 2)
+    done = _invoke("serve", *store, "--port", "0", *options)
+    assert done.exit_code in (1, 2)
     assert "Traceback" not in done.stderr
 
 
@@ -243,14 +249,14 @@ def test_a_killed_server_comes_back_with_all_that_it_acknowledged(tmp_path: Path
         door = Door(server.url, project, key)
         url = server.url
         new = door.push("call", "a")
-        for n in range(5):
+        for n in range(2):
             server.restart()
             assert server.url == url
             new = door.push("call", f"b{n}", on=new)
         server.restart()
         head = door.http.get(door.path("call", "/head")).json()
         assert head["commit"] == json.loads(new.encode())
-        assert len(door.http.get(door.path("call", "/documents")).json()["documents"]) == 6
+        assert len(door.http.get(door.path("call", "/documents")).json()["documents"]) == 3
         door.close()
 
 
@@ -285,9 +291,8 @@ def test_the_page_needs_no_other_host(server: Server) -> None:
     page.feed(answer.text)
     assert page.tags.isdisjoint({"script", "iframe", "img", "link", "object", "form", "base"})
     assert {ref for ref in page.fetched if not ref.startswith("#")} == {"/openapi.json"}
-    assert "//" not in re.sub(r"<!doctype[^>]*>", "", answer.text).replace("://", "//", 0).replace(
-        "https://", ""
-    ) or not re.search(r"""(?:url\(|@import|src=)""", answer.text)
+    for foreign in ("://", 'src="//', "url(", "@import"):
+        assert foreign not in answer.text
     policy = dict(
         part.strip().partition(" ")[::2]
         for part in answer.headers["content-security-policy"].split(";")
@@ -448,12 +453,12 @@ def test_nothing_that_was_said_is_told(server: Server) -> None:
     ):
         content = json.dumps({"model_id": MODEL, "documents": [wrong]})
         errors.append(door.http.post(door.path(index, "/documents"), content=content))
-    for path in (
+    paths = (
         door.path(f"no {secret}"), door.path(rest=f"/jobs/{secret}"), f"/{secret}",
         door.path(index, f"/commits/{secret}"), door.path(index, f"/segments/{secret}"),
         door.path(index, f"/documents?limit={secret}"), f"/v1/projects/{secret}",
-    ):  # fmt: skip
-        errors.append(door.http.get(path))
+    )  # fmt: skip
+    errors += [door.http.get(path) for path in paths]
     errors.append(httpx.get(server.url + door.path(), headers=Server.bearer(secret)))
     errors.append(httpx.request(secret.upper(), server.url + "/healthz"))
     door.http.get(door.path(index, f"/documents?id={secret}"), headers={"X-Request-Id": secret})
@@ -467,7 +472,7 @@ def test_nothing_that_was_said_is_told(server: Server) -> None:
             assert secret not in value, name
     told = httpx.get(f"{server.url}/metrics").text
     logged = server.log()
-    for key_part in (key, key.split("_")[2]):
+    for key_part in (key, key.split("_", 2)[2]):
         assert key_part not in logged + told
     # A request's own id is repeated: it is what the balancer's log calls it.
     own = f'"request": "{secret}"'
@@ -516,8 +521,8 @@ def test_keys_are_made_rotated_listed_and_revoked(server: Server) -> None:
     """`moss-voice project` works on the store: a key is shown once, opens the server, and ends."""
 
     def project(*arguments: str) -> Any:
-        done = _run("project", *arguments, "--store", server.store, "--json")
-        assert done.returncode == 0, done.stderr
+        done = _invoke("project", *arguments, "--store", server.store, "--json")
+        assert done.exit_code == 0, done.stderr
         return json.loads(done.stdout)
 
     def status(key: str) -> int:
@@ -543,7 +548,7 @@ def test_keys_are_made_rotated_listed_and_revoked(server: Server) -> None:
     assert status(rotated["key"]) == 200
     stored = b"".join(path.read_bytes() for path in Path(server.store).rglob("~keys/*"))
     for key in (first, reader, rotated):
-        assert key["key"].split("_")[2].encode() not in stored
+        assert key["key"].split("_", 2)[2].encode() not in stored
 
 
 def test_faults_on_the_command_line_are_told(tmp_path: Path) -> None:
@@ -558,8 +563,8 @@ def test_faults_on_the_command_line_are_told(tmp_path: Path) -> None:
         (("create", "bad\nname"), 1),
         (("list", *("--store", "http://x")), 1),
     ):
-        done = _run("project", *arguments, *(store if "--store" not in arguments else ()))
-        assert done.returncode == expected, (arguments, done.stderr)
+        done = _invoke("project", *arguments, *(store if "--store" not in arguments else ()))
+        assert done.exit_code == expected, (arguments, done.stderr)
         assert "Traceback" not in done.stderr
-    done = _run("project", "list", *store)
+    done = _invoke("project", "list", *store)
     assert "moss-voice project create" in done.stdout

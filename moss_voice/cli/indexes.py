@@ -240,8 +240,7 @@ async def delete(shell: Shell, name: str, *, sure: bool) -> None:
         info = await client.get_index(name)
         if not sure:
             question = f"Delete index {plain(name)!r} with {info.doc_count} documents for good?"
-            if not await asyncio.to_thread(typer.confirm, question, err=True):
-                raise typer.Exit(FAILED)
+            await shell.ask(question)
         await client.delete_index(name)
     if shell.json:
         shell.emit({"index_name": name, "deleted": True, "doc_count": info.doc_count})
@@ -337,7 +336,7 @@ async def show_session(shell: Shell, name: str, *, version: int | None = None) -
     shell.out.print(
         Text.assemble(
             (plain(name), "bold"),
-            f": {info.doc_count} documents, version {info.version}, updated",
+            f": {counted(info.doc_count, 'document')}, version {info.version}, updated",
             f" {moment(info.updated_at if isinstance(info, IndexInfo) else info.at)}",
         )
     )

@@ -13,8 +13,9 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import cached_property
@@ -215,6 +216,35 @@ class Shell:
         finally:
             self._bars.stop()
 
+    async def ask(self, question: str) -> None:
+        """Ask whoever sits at the terminal, and end the command unless the answer is yes."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+
+        def settle(line: bytes) -> None:
+            if not answer.done():
+                answer.set_result(line)
+
+        def read() -> None:
+            try:
+                line = os.read(sys.stdin.fileno(), 1024)
+            except OSError:
+                line = b""
+            with suppress(RuntimeError):  # interrupted: nobody waits any more
+                loop.call_soon_threadsafe(settle, line)
+
+        sys.stderr.write(f"{question} [y/N]: ")
+        sys.stderr.flush()
+        # A daemon past `sys.stdin`, whose lock would hold up the end: an interrupt does not wait for it.
+        threading.Thread(target=read, daemon=True).start()
+        try:
+            line = await answer
+        except asyncio.CancelledError:
+            sys.stderr.write("\n")
+            raise
+        if line.strip().lower() not in {b"y", b"yes"}:
+            raise typer.Exit(FAILED)
+
     def emit(self, document: object, *, indent: int | None = 2) -> None:
         """Print a JSON document to stdout; on one line where `indent` is None."""
         from pydantic_core import to_jsonable_python
@@ -245,7 +275,7 @@ class _Bars:
         self._display: Progress | None = None
         self._downloads: dict[tuple[str, int], TaskID] = {}
 
-    def add(self, what: str, total: int | None = None) -> TaskID:
+    def add(self, what: str, total: int | None = None, amount: str = "") -> TaskID:
         if self._display is None:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -261,7 +291,7 @@ class _Bars:
                 redirect_stderr=False,
             )
             self._display.start()
-        return self._display.add_task(plain(what), total=total, amount="")
+        return self._display.add_task(plain(what), total=total, amount=amount)
 
     def move(self, bar: TaskID, done: int, total: int, amount: str) -> None:
         if self._display is not None:
@@ -278,13 +308,14 @@ class _Bars:
         if total < _LARGE_BYTES:
             return
         key = index, total
+        amount = f"{done / 1e6:.1f}/{total / 1e6:.1f} MB"
         if done >= total:
             if key in self._downloads:
                 self.remove(self._downloads.pop(key))
-            return
-        if key not in self._downloads:
-            self._downloads[key] = self.add(f"Downloading {index}", total)
-        self.move(self._downloads[key], done, total, f"{done / 1e6:.1f}/{total / 1e6:.1f} MB")
+        elif key in self._downloads:
+            self.move(self._downloads[key], done, total, amount)
+        else:
+            self._downloads[key] = self.add(f"Downloading {index}", total, amount)
 
     def stop(self) -> None:
         """Clear what is shown, also where the work was broken off."""

@@ -5,7 +5,6 @@ The law: nothing goes before somebody was asked, and what is told to be gone was
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -53,7 +52,7 @@ async def history(shell: Shell, name: str) -> None:
         return
     columns = [
         Column("version", [f"{one.version}" for one in found], right=True),
-        Column("what", [_what(one) for one in found]),
+        Column("what", [_what(one) for one in found], folds=True),
         Column("documents", [f"{one.doc_count}" for one in found], right=True, rank=1),
         Column("segments", [f"{one.segments}" for one in found], right=True, rank=3),
         Column("size", [decimal(one.size_bytes) for one in found], right=True, rank=2),
@@ -81,7 +80,7 @@ async def restore(shell: Shell, name: str, version: int, *, sure: bool) -> None:
             old = next((one for one in versions if one.version == version), None)
             # Where it is not kept, restoring tells so.
             if old is not None and not old.current:
-                await _ask(
+                await shell.ask(
                     f"Put version {version} of {plain(name)!r} ({counted(old.doc_count, 'document')},"
                     f" {moment(old.at)}) in the place of version {versions[0].version}"
                     f" ({counted(versions[0].doc_count, 'document')})?"
@@ -94,11 +93,6 @@ async def restore(shell: Shell, name: str, version: int, *, sure: bool) -> None:
     else:
         documents = counted(info.doc_count, "document")
         _tell(shell, name, f"version {info.version} holds what {version} held, {documents}")
-
-
-async def _ask(question: str) -> None:
-    if not await asyncio.to_thread(typer.confirm, question, err=True):
-        raise typer.Exit(FAILED)
 
 
 def _tell(shell: Shell, name: str, what: str) -> None:
@@ -173,12 +167,12 @@ async def set_ttl(shell: Shell, name: str, ttl_s: float | None, *, sure: bool) -
                         " deletes it at once: pass --yes",
                         param_hint="DURATION",
                     )
-                await _ask(
+                await shell.ask(
                     f"Index {plain(name)!r} last changed {moment(info.updated_at)}: delete it now, with"
                     f" {counted(info.doc_count, 'document')}, for good?"
                 )
         info = await client.set_ttl(name, ttl_s)
-        over = ttl_s is not None and _is_over(info, ttl_s)
+        over = info.ttl_s is not None and _is_over(info, info.ttl_s)
         if over:
             with suppress(IndexNotFoundError):
                 await client.get_index(name)  # whoever looks at it first deletes it
@@ -236,13 +230,13 @@ async def forget(
     """
     async with shell.client() as client:
         for name in names or ():
-            await client.get_index(
-                name
-            )  # a name that is mistyped must not pass for one that is clean
+            # A name that is mistyped must not pass for one where nothing is left.
+            await client.get_index(name)
         found: list[Forgotten] = []
         if dry_run or not sure:
             if not dry_run:
-                await client.recover()  # else it would come back, not having been asked about
+                # What waits here is pushed first, so that it is asked about too.
+                await client.recover()
             with shell.progress("Looking"):
                 found = await client.forget(condition, index_names=names, dry_run=True)
         if dry_run:
@@ -250,7 +244,7 @@ async def forget(
             return
         if found and not sure:
             _show(shell.err, found, done=False)
-            await _ask(f"Forget {_sum(found)} for good?")
+            await shell.ask(f"Forget {_sum(found, done=False)} for good?")
         with shell.progress("Forgetting"):
             done = await client.forget(condition, index_names=names)
         with shell.progress("Verifying"):
@@ -280,17 +274,18 @@ def _report_dry_run(shell: Shell, found: Sequence[Forgotten]) -> None:
         shell.out.print("Nothing matches.")
     else:
         _show(shell.out, found, done=False)
-        shell.out.print(f"{_sum(found)} would be forgotten.")
+        shell.out.print(f"{_sum(found, done=False)} would be forgotten.")
 
 
 def _report_left(shell: Shell, done: Sequence[Forgotten], left: Sequence[Forgotten]) -> None:
     if not left:
         told = "Nothing matches, in no version."
         if done:
-            told = f"{_sum(done)} forgotten; looked again: nothing that matches is left."
+            told = f"{_sum(done, done=True)} forgotten; looked again: nothing that matches is left."
         shell.out.print(Text("✓ ", "green") + Text(told))
         return
-    shell.out.print(Text("✗ ", "red") + Text(f"{_sum(done)} forgotten, and some is left:"))
+    told = f"{_sum(done, done=True)} forgotten, and some is left:"
+    shell.out.print(Text("✗ ", "red") + Text(told))
     pending = sum(one.pending for one in left)
     if pending:
         segments = counted(pending, "segment")
@@ -300,21 +295,22 @@ def _report_left(shell: Shell, done: Sequence[Forgotten], left: Sequence[Forgott
         )
     if any(one.documents or one.older for one in left):
         shell.out.print(
-            f"  {_sum(left)}, pushed meanwhile: end the calls that say it, and run this again."
+            f"  {_sum(left, done=False)}, pushed meanwhile: end those calls, and run this again."
         )
 
 
-def _sum(found: Sequence[Forgotten]) -> str:
+def _sum(found: Sequence[Forgotten], *, done: bool) -> str:
     documents = sum(one.documents for one in found)
     older = sum(one.older for one in found)
-    # Segments that no version names: left over, or not named yet.
-    loose = sum(one.pending + one.removed for one in found if not (one.documents or one.older))
+    # What pushes left that broke off.
+    loose = [one for one in found if not (one.documents or one.older)]
+    unfinished = sum(one.removed if done else one.pending for one in loose)
     told = [
         counted(number, what)
         for number, what in (
             (documents, "document"),
             (older, "older row"),
-            (loose, "unfinished segment"),
+            (unfinished, "unfinished segment"),
         )
         if number
     ]

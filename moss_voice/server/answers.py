@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from moss_voice.cloud.log import Commit
+from moss_voice.cloud.log import FRESH_S, Commit
 from moss_voice.server.settings import Limits
 from moss_voice.types import Metadata
 
@@ -71,7 +71,7 @@ class TokenRequest(BaseModel):
 
     model_config = _STRICT
 
-    expires_in_s: Annotated[float, Field(gt=0.0, le=366 * 86400.0)] = 600.0
+    expires_in_s: Annotated[float, Field(ge=1.0, le=86400.0)] = 600.0
     read_only: Annotated[bool, Field(strict=True)] = True
 
 
@@ -154,7 +154,7 @@ class CollectRequest(BaseModel):
 
     model_config = _STRICT
 
-    grace_s: Annotated[float, Field(ge=0.0, le=100 * 366 * 86400.0)] = 86400.0
+    grace_s: Annotated[float, Field(ge=FRESH_S, le=100 * 366 * 86400.0)] = 86400.0
     keep: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = 10
 
 

@@ -126,6 +126,15 @@ def create_app(
     return app
 
 
+def _tidy(schema: Any) -> None:
+    """Write the end of a pattern as every reader of JSON Schema knows it."""
+    for value in schema.values() if isinstance(schema, dict) else schema:
+        if isinstance(value, dict) and isinstance(value.get("pattern"), str):
+            value["pattern"] = value["pattern"].replace(r"\z", "$")
+        if isinstance(value, dict | list):
+            _tidy(value)
+
+
 def _described(app: FastAPI) -> Any:
     """Return the maker of the OpenAPI document: FastAPI's, with the bodies that it does not know."""
     made = app.openapi
@@ -139,6 +148,7 @@ def _described(app: FastAPI) -> Any:
                 schema = TypeAdapter(body).json_schema(ref_template="#/components/schemas/{model}")
                 schemas.update(schema.pop("$defs", {}))
                 schemas[body.__name__] = schema
+            _tidy(schemas)
             # Nothing here answers 422; see `refusals`.
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)

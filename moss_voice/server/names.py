@@ -65,6 +65,11 @@ def _digits(text: object) -> object:
     return text
 
 
+# What `check_name` says, for the description alone: here a slash still is `_SLASH`.
+_PATTERN: Final = {
+    "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*[^\u0000-\u001f\u007f-\u009f\s][^\u0000-\u001f\u007f-\u009f]*$"
+}
+
 ProjectName = Annotated[
     str,
     Path(
@@ -72,6 +77,7 @@ ProjectName = Annotated[
         min_length=1,
         max_length=200,
         examples=["support"],
+        json_schema_extra=_PATTERN,
     ),
     AfterValidator(_name),
 ]
@@ -82,6 +88,7 @@ IndexName = Annotated[
         min_length=1,
         max_length=200,
         examples=["call-42"],
+        json_schema_extra=_PATTERN,
     ),
     AfterValidator(_name),
 ]

@@ -125,14 +125,19 @@ async def on_moss_error(request: Request, error: Exception) -> Response:
     return answer(500, "error", "a fault of the server; its log has it under this request's id")
 
 
-async def on_http_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+async def on_http_error(request: Request, error: Exception) -> Response:
     """Answer for the framework: no such path, or not with this method."""
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this kind alone
     if error.status_code == 404:
         return answer(404, "not_found", "there is nothing at this path; /docs shows what there is")
     if error.status_code == 405:
-        headers = {k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"}
-        return answer(405, "method_not_allowed", "this path does not take that method", headers)
+        # The framework names the methods of one route alone, and a path has several.
+        path = getattr(request.scope.get("route"), "path", "")
+        methods = request.app.openapi()["paths"].get(path, {"get": None})
+        allowed = ", ".join(sorted(method.upper() for method in methods))
+        return answer(
+            405, "method_not_allowed", "this path does not take that method", {"Allow": allowed}
+        )
     return answer(error.status_code, "invalid_argument", "the request cannot be understood")
 
 

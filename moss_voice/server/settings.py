@@ -55,14 +55,12 @@ class Settings(BaseModel):
         limits: What a project may ask for.
         key_cache_s: How long a key that was found right is not looked up again: a revocation is noticed
             within this time.
-        max_token_s: How long a token may live.
         failures_burst: Wrong keys that an address may try on a project at once.
         failures_per_s: And in the long run.
         failure_s: How long a wrong key's answer takes at least, so that its time tells nothing.
         watch_interval_s: How often an index that somebody watches is looked at for versions that came
             through other servers.
         heartbeat_s: Between two signs of life on an event stream.
-        min_grace_s: The shortest grace period of a collection.
         max_ahead_s: How far ahead of our clock a commit may say that it was made.
         body_idle_s: How long a request's body may pause.
         shutdown_s: How long requests under way may take to finish at the end.
@@ -72,13 +70,11 @@ class Settings(BaseModel):
 
     limits: Limits = Limits()
     key_cache_s: _Seconds = 5.0
-    max_token_s: _Seconds = 24 * 3600.0
     failures_burst: Annotated[int, Field(ge=1)] = 30
     failures_per_s: _Seconds = 1.0
     failure_s: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
     watch_interval_s: _Seconds = 1.0
     heartbeat_s: _Seconds = 15.0
-    min_grace_s: Annotated[float, Field(ge=0.0)] = 3600.0
     max_ahead_s: _Seconds = 24 * 3600.0
     body_idle_s: _Seconds = 60.0
     shutdown_s: _Seconds = 30.0

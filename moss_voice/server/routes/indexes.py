@@ -207,9 +207,6 @@ async def collect(
 ) -> Collected:
     """Remove what no reader or writer can still need."""
     wanted = of_json(await read_small(request, idle_s=here.settings.body_idle_s), CollectRequest)
-    least = here.settings.min_grace_s
-    if wanted.grace_s < least:
-        raise Refusal(400, "invalid_argument", f"grace_s: expected at least {least:g}")
     removed = await here.log.collect(project, index, grace_s=wanted.grace_s, keep=wanted.keep)
     return Collected(removed=removed)
 

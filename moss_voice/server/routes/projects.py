@@ -48,9 +48,6 @@ async def issue_token(
     if access.is_token:
         raise Refusal(403, "permission_denied", "a token issues no tokens; use a key")
     wanted = of_json(await read_small(request, idle_s=here.settings.body_idle_s), TokenRequest)
-    if wanted.expires_in_s > here.settings.max_token_s:
-        most = here.settings.max_token_s
-        raise Refusal(400, "invalid_argument", f"expires_in_s: expected at most {most:g}")
     token, claims = await here.gate.issue(
         access, expires_in_s=wanted.expires_in_s, read_only=wanted.read_only
     )

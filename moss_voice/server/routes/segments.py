@@ -56,7 +56,8 @@ _TIMES = {
     response_class=Response,
     responses={
         200: {"description": "It is stored.", "headers": _TIMES},
-        404: {"description": "It is not."},
+        # Without bodies, as every answer to a HEAD.
+        **{status: {"description": told["description"]} for status, told in errors(404).items()},
     },
 )
 async def head_segment(
