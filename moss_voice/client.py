@@ -657,6 +657,26 @@ class MossClient:
             await session.add_docs(docs, options, on_progress=on_progress)
             return _mutation(await session.push_index(on_conflict="merge", if_unreachable="raise"))
 
+    async def copy_index(
+        self, name: str, *, to: MossClient, new_name: str | None = None
+    ) -> MutationResult:
+        """Copy an index, as it is now, to another cloud or project, or under another name here.
+
+        Nothing is embedded anew; what one client seals and the other does not is sealed or not there.
+
+        Args:
+            name: The index's name.
+            to: The client whose cloud and project it goes to.
+            new_name: Its name there; the same where None.
+
+        Raises:
+            IndexNotFoundError: If there is no such index here.
+            IndexExistsError: If there is one of that name there.
+        """
+        remote = await to._remote()
+        async with await self._stored(name) as session:
+            return _mutation(await session.copy_to(remote, new_name or name))
+
     async def delete_docs(self, name: str, doc_ids: Sequence[str]) -> MutationResult:
         """Delete documents from a stored index; unknown ids are passed over.
 

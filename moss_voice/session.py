@@ -33,6 +33,7 @@ from moss_voice.cloud.outbox import Entry
 from moss_voice.embedding import Embedder
 from moss_voice.errors import (
     CloudUnavailableError,
+    IndexExistsError,
     IndexNotFoundError,
     InvalidArgumentError,
     ModelMismatchError,
@@ -67,6 +68,7 @@ from moss_voice.types import (
 from moss_voice.versions import (
     Remote,
     Version,
+    built_keys,
     fetch_version,
     find_newest,
     keep_newest,
@@ -845,6 +847,11 @@ class SessionIndex:
         except MossError as error:
             # The push itself stands, and the next one tries again.
             logger.warning("index %r was not compacted: %s", self._name, error.code)
+            return
+        plain = [ref.sha256 for ref in commit.segments if ref.key_id is None]
+        if cloud.keyring is not None and plain and self._remote.cache is not None:
+            # Sealed there now: what anybody can read is not to stay here either.
+            await in_worker(self._remote.cache.drop, plain, built_keys(commit))
 
     async def _report(self, commit: Commit) -> None:
         """Store the job of a push, so that any process can ask for it."""
@@ -911,6 +918,41 @@ class SessionIndex:
         if loaded is not None:
             self._grow_graph(loaded.prefixes)
         return changes
+
+    async def copy_to(self, remote: Remote, name: str) -> PushIndexResult:
+        """Store all that this session holds as a new index somewhere else, nothing embedded anew.
+
+        Raises:
+            IndexExistsError: If there is one of that name.
+        """
+        if await remote.cloud.read_head(remote.project, name) is not None:
+            raise IndexExistsError(f"index {name!r} exists in project {remote.project!r}")
+        if self._index is None:
+            raise InvalidArgumentError(
+                f"index {self._name!r} has no documents yet: nothing to copy"
+            )
+        pushed = await remote.cloud.push(
+            remote.project,
+            name,
+            base_version=0,
+            base_segments=(),
+            delta=await in_worker(self._whole),
+            doc_count=self.doc_count,
+            model_id=self._model_id,
+            dim=self._index.dim,
+            analyzer=ANALYZER,
+            on_conflict="error",
+            ttl_s=self._ttl_s,
+        )
+        await remote.cloud.report(remote.project, pushed.commit)
+        return PushIndexResult(
+            job_id=pushed.commit.job_id,
+            index_name=name,
+            doc_count=pushed.commit.doc_count,
+            status="completed",
+            version=pushed.commit.version,
+            uploaded_bytes=pushed.uploaded_bytes,
+        )
 
     async def load_index(
         self,

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,10 @@ async def until(holds: Callable[[], object | Awaitable[object]]) -> float:
             if await value if isinstance(value, Awaitable) else value:
                 return time.monotonic() - started
             await asyncio.sleep(0.005)
+
+
+def has_docs(index: SessionIndex, n: int) -> bool:
+    return index.doc_count == n
 
 
 def loaded(client: MossClient, name: str) -> SessionIndex:
@@ -187,7 +192,7 @@ async def test_a_new_version_is_there_at_once(make: Make) -> None:
     took: list[float] = []
     for n in range(2, 7):
         await writer.add_docs("faq", docs(n))
-        took.append(await until(lambda n=n: index.doc_count == n))
+        took.append(await until(partial(has_docs, index, n)))
     assert index.version == 6
     # An hour was the interval: nothing but the server's word can have been so quick.
     assert max(took) < 5.0
@@ -232,7 +237,7 @@ async def test_queries_go_on_while_the_index_is_swapped(make: Make) -> None:
         try:
             for n in range(1, 6):
                 await writer.add_docs("faq", docs(*range(50 * n, 50 * n + 50)))
-                await until(lambda n=n: loaded(reader, "faq").doc_count == 50 * n + 50)
+                await until(partial(has_docs, loaded(reader, "faq"), 50 * n + 50))
         finally:
             done.set()
 

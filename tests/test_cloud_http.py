@@ -1368,7 +1368,7 @@ async def test_a_line_that_is_cut_is_told() -> None:
     one = b'event: version\ndata: {"version": 1}\n\n'
     for raw in (Cut(events(one)), events(one), events(one, b"event: version\ndata: {}\n\n"),
                 events(one, b"event: version\ndata: -\n\n")):  # fmt: skip
-        async with talking(raw, timeouts=Timeouts(silence_s=IDLE_S)) as (server, log):
+        async with talking(raw, timeouts=Timeouts(silence_s=0.5)) as (server, log):
             watching = log.watch("p", "i")
             assert watching is not None
             assert await anext(watching) == 1
@@ -1386,13 +1386,13 @@ async def test_signs_of_life_keep_a_watch() -> None:
         writer.write(events())
         for _ in range(5):
             writer.write(b"3\r\n:\n\n\r\n")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.3)
         writer.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(one), one))
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        log = HttpLog(f"http://127.0.0.1:{port}", timeouts=Timeouts(silence_s=0.3))
+        log = HttpLog(f"http://127.0.0.1:{port}", timeouts=Timeouts(silence_s=1.0))
         assert await versions(log) == [1]
         await log.close()
 

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -78,6 +78,10 @@ class Stage(Protocol):
     def paths(self) -> list[str]: ...
     def empty(self) -> None: ...
 
+    async def collect(self, cloud: Cloud, *, keep: int) -> int:
+        """Collect the index `call-42` as if all that is stored of it were old."""
+        ...
+
     def where(self, project: str) -> tuple[str, dict[str, str]]:
         """Return what another process calls this store, and the environment that it needs for it."""
         ...
@@ -108,6 +112,9 @@ class Directory:
         for path in self.paths():
             self.delete(path)
 
+    async def collect(self, cloud: Cloud, *, keep: int) -> int:
+        return await cloud.collect("p", "call-42", grace_s=0.0, keep=keep)
+
     def where(self, project: str) -> tuple[str, dict[str, str]]:
         return str(self.path), {}
 
@@ -134,6 +141,9 @@ class Memory:
     def empty(self) -> None:
         for path in self.paths():
             self.delete(path)
+
+    async def collect(self, cloud: Cloud, *, keep: int) -> int:
+        return await cloud.collect("p", "call-42", grace_s=0.0, keep=keep)
 
     def where(self, project: str) -> tuple[str, dict[str, str]]:
         raise NotImplementedError("memory is of one process")
@@ -179,6 +189,25 @@ class Behind(Directory):
 
     def paths(self) -> list[str]:
         return [path for path in super().paths() if path.split("/")[1] != "~keys"]
+
+    async def collect(self, cloud: Cloud, *, keep: int) -> int:
+        """Let two days pass for what is stored, and two hours between two collections.
+
+        No client of a server may ask for less; see `ObjectLog.collect`.
+        """
+        then = time.time() - 2 * 86400.0
+        for path in self.paths():
+            os.utime(self.path / path, (then, then))
+        removed = await cloud.collect("p", "call-42", grace_s=3600.0, keep=keep)
+        noted = self.path / "p/call-42/gc.json"
+        if noted.exists():
+            note = json.loads(noted.read_bytes())
+            note["unnamed"] = {
+                name: (datetime.fromisoformat(at) - timedelta(hours=2)).isoformat()
+                for name, at in note["unnamed"].items()
+            }
+            noted.write_text(json.dumps(note))
+        return removed + await cloud.collect("p", "call-42", grace_s=3600.0, keep=keep)
 
     def where(self, project: str) -> tuple[str, dict[str, str]]:
         return self.url, {"MOSS_PROJECT_KEY": asyncio.run(self.key(project))}
@@ -228,7 +257,7 @@ threading.Thread(target=watch, daemon=True).start()
 listener = run.listen("127.0.0.1", 0)
 run.serve(
     ObjectLog(open_objects(sys.argv[1])),
-    Settings(limits=Limits(requests_per_s=0), min_grace_s=0.0),
+    Settings(limits=Limits(requests_per_s=0)),
     listener=listener,
     on_ready=lambda: print(listener.getsockname()[1], flush=True),
     log_level="warning",
@@ -238,7 +267,7 @@ run.serve(
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Start a server that lets a test collect at once; it ends with its standard input."""
+    """Start a server that takes any number of requests; it ends with its standard input."""
     path = tmp_path_factory.mktemp("served")
     command = [sys.executable, "-c", SERVER, str(path)]
     with subprocess.Popen(
@@ -610,7 +639,7 @@ async def test_files_of_others_do_no_harm(stage: Stage) -> None:
     stage.put("p/call-42/log/9.json", b"x")
     stage.put("p/call-42/segments/README", b"x")
     assert await stage.cloud().read_head("p", "call-42") == first
-    await cloud.collect("p", "call-42", grace_s=0.0, keep=1)
+    await stage.collect(cloud, keep=1)
     assert "p/call-42/segments/README" in stage.paths()
 
 
@@ -818,11 +847,11 @@ async def test_collecting_garbage(stage: Stage) -> None:
     await cloud.compact("p", "call-42")
     everything = stage.paths()
     assert await cloud.collect("p", "call-42") == 0
-    assert await cloud.collect("p", "call-42", grace_s=0.0, keep=2) > 0
+    assert await stage.collect(cloud, keep=2) > 0
     # The last two commits: the joined segment, and the seventeen of the commit before it.
     assert len(stage.paths()) == 2 + 1 + MAX_SEGMENTS + 1
     before = await documents(stage.cloud())
-    removed = await cloud.collect("p", "call-42", grace_s=0.0, keep=1)
+    removed = await stage.collect(cloud, keep=1)
     assert removed == MAX_SEGMENTS + 2
     assert len(stage.paths()) == 2 < len(everything)
     assert await documents(stage.cloud()) == before
@@ -852,7 +881,7 @@ async def test_collecting_stops_at_damage(stage: Stage) -> None:
     stage.put("p/call-42/log/000000000002.json", b"{}")
     before = stage.paths()
     with pytest.raises(CorruptDataError):
-        await cloud.collect("p", "call-42", grace_s=0.0, keep=1)
+        await stage.collect(cloud, keep=1)
     assert stage.paths() == before
 
 
@@ -960,6 +989,8 @@ async def test_who_may_do_what_behind_a_server(behind: Behind) -> None:
     ):
         with pytest.raises(PermissionDeniedError):
             await attempt
+    with pytest.raises(InvalidArgumentError, match="grace_s"):
+        await cloud.collect("p", "call-42", grace_s=0.0)
     assert behind.paths() == before
     with pytest.raises(AuthenticationError):
         await Cloud(HttpLog(behind.url)).read_head("p", "call-42")

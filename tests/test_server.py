@@ -477,6 +477,27 @@ def test_a_document_from_the_future_can_still_be_changed(door: Door) -> None:
     assert [(doc["id"], doc["text"]) for doc in documents] == [("a", "new")]
 
 
+def test_changes_at_the_same_time_are_all_kept(door: Door) -> None:
+    """Of many that merge and delete documents at once nobody's change is lost, and counts are right."""
+
+    def change(n: int) -> int:
+        docs = [{"id": f"d{n}-{k}", "text": "t", "embedding": [1, n, k, 0]} for k in range(3)]
+        sent = door.http.post(
+            door.path("faq", "/documents"), json={"model_id": MODEL, "documents": docs}
+        )
+        gone = door.http.post(door.path("faq", "/documents/delete"), json={"ids": [f"d{n}-0"]})
+        assert (sent.status_code, gone.status_code) == (201, 200), sent.text + gone.text
+        deleted: int = gone.json()["deleted"]
+        return deleted
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(change, range(16))) == [1] * 16
+    page = door.http.get(door.path("faq", "/documents?limit=1000")).json()
+    expected = {f"d{n}-{k}" for n in range(16) for k in (1, 2)}
+    assert {doc["id"] for doc in page["documents"]} == expected
+    assert door.http.get(door.path("faq")).json()["doc_count"] == len(expected)
+
+
 def test_many_small_changes_are_joined(door: Door) -> None:
     """An index that grows document by document does not grow in segments without end."""
     for n in range(40):

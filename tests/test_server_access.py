@@ -295,6 +295,23 @@ def test_guessing_is_slowed_down_and_locks_nobody_out(server: Server) -> None:
     http.close()
 
 
+@pytest.mark.parametrize("trusted", [False, True])
+def test_an_address_is_believed_of_a_trusted_proxy_alone(tmp_path: Path, trusted: bool) -> None:
+    """Who guesses does not begin anew by claiming another address, unless a proxy of ours claims it."""
+    options = ("--trusted-proxies", "127.0.0.1") if trusted else ()
+    with serve(tmp_path / "store", *options) as server:
+        project, _ = server.project()
+        with httpx.Client(base_url=f"{server.url}/v1/projects/") as http:
+
+            def guess(n: int) -> int:
+                headers = {**Server.bearer(f"guess-{n}"), "X-Forwarded-For": f"203.0.113.{n}"}
+                return http.get(project, headers=headers).status_code
+
+            with ThreadPoolExecutor(16) as pool:
+                statuses = set(pool.map(guess, range(60)))
+        assert statuses == ({401} if trusted else {401, 429})
+
+
 def test_a_project_sees_nothing_of_another(server: Server) -> None:
     """What one project stores is not there for another, under the same names and hashes."""
     (one, one_key), (two, two_key) = server.project(), server.project()

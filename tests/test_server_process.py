@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
 import http.client
+import ipaddress
 import json
+import logging
 import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,11 +27,21 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
+import uvicorn
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from typer.testing import CliRunner
 
+from moss_voice.cloud.objects import open_objects
+from moss_voice.cloud.store import ObjectLog
+from moss_voice.server import run
+from moss_voice.server.app import create_app
 from moss_voice.server.labels import project_hash
 from moss_voice.server.observe import JsonLines
-from tests.server_process import Server, serve
+from moss_voice.server.settings import Settings
+from tests.server_process import Server, serve, serve_here
 from tests.server_samples import DIM, MODEL, Door, commit, document, made
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -242,6 +259,93 @@ def _in_flight(server: Server) -> bool:
     return httpx.get(f"{server.url}/readyz").status_code == 200
 
 
+def test_a_body_that_stops_coming_is_a_408(tmp_path: Path) -> None:
+    """Who sends half a body and no more is answered, and let go."""
+    log = ObjectLog(open_objects(tmp_path))
+    key = asyncio.run(log.keys.create("p")).key
+    with serve_here(log, Settings(body_idle_s=0.2)) as (url, _):
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+        connection.putrequest("PUT", f"/v1/projects/p/indexes/i/segments/{'0' * 64}")
+        connection.putheader("Authorization", f"Bearer {key}")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders()
+        connection.send(b"x" * 10)
+        answer = connection.getresponse()
+        assert answer.status == 408
+        assert json.loads(answer.read())["error"]["code"] == "invalid_argument"
+        assert answer.headers["connection"] == "close"
+        connection.close()
+
+
+def test_a_connection_that_says_nothing_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections without a request are let go after a while; those with one are not."""
+    monkeypatch.setattr(run, "_SILENT_S", 0.0)
+
+    class Transport:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    class Connection:
+        def __init__(self, cycle: object) -> None:
+            self.cycle = cycle
+            self.transport = Transport()
+
+    async def look() -> None:
+        app = create_app(ObjectLog(open_objects(tmp_path)))
+        server = run.Server(uvicorn.Config(app), app, lambda: None)
+        silent, busy = Connection(None), Connection(object())
+        server.server_state.connections = {silent, busy}  # type: ignore[assignment]
+        for _ in range(3):
+            await server.on_tick(50)
+            await asyncio.sleep(0.01)
+        assert (silent.transport.closed, busy.transport.closed) == (True, False)
+
+    asyncio.run(look())
+
+
+def test_tls_is_served_with_a_certificate(tmp_path: Path) -> None:
+    """With --tls-cert and --tls-key the server speaks TLS alone."""
+    cert, key = _certificate(tmp_path)
+    with serve(tmp_path / "store", "--tls-cert", cert, "--tls-key", key) as server:
+        assert server.url.startswith("https://127.0.0.1:")
+        context = ssl.create_default_context(cafile=cert)
+        assert httpx.get(f"{server.url}/healthz", verify=context).status_code == 200
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(server.url.replace("https", "http") + "/healthz")
+
+
+def _certificate(folder: Path) -> tuple[str, str]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    made_ = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    cert_file, key_file = folder / "cert.pem", folder / "key.pem"
+    cert_file.write_bytes(made_.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return str(cert_file), str(key_file)
+
+
 def test_a_killed_server_comes_back_with_all_that_it_acknowledged(tmp_path: Path) -> None:
     """After kill -9 and a restart on the same port every acknowledged version is there."""
     with serve(tmp_path / "store") as server:
@@ -310,9 +414,6 @@ def test_the_page_needs_no_other_host(server: Server) -> None:
 
 def test_the_style_is_the_one_that_the_policy_names(server: Server) -> None:
     """The hash in the policy is that of the page's one style, so a browser shows it."""
-    import base64
-    import hashlib
-
     answer = httpx.get(f"{server.url}/docs")
     (style,) = re.findall(r"<style>(.*?)</style>", answer.text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -485,12 +586,6 @@ def test_a_fault_of_ours_is_told_by_its_kind_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An error that nobody expected is a 500 with the request's id; the log has its kind and place."""
-    import logging
-
-    from moss_voice.cloud.objects import open_objects
-    from moss_voice.cloud.store import ObjectLog
-    from moss_voice.server.settings import Settings
-    from tests.server_process import serve_here
 
     async def broken(*_: object, **__: object) -> None:
         raise RuntimeError("said: my secret")
@@ -498,8 +593,6 @@ def test_a_fault_of_ours_is_told_by_its_kind_alone(
     log = ObjectLog(open_objects(tmp_path))
     monkeypatch.setattr(log, "heads", broken)
     with serve_here(log, Settings()) as (url, state), caplog.at_level(logging.INFO):
-        import asyncio
-
         key = asyncio.run(ObjectLog(open_objects(tmp_path)).keys.create("p")).key
         answer = httpx.get(f"{url}/v1/projects/p/indexes", headers=Server.bearer(key))
         assert state.settings == Settings()

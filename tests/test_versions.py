@@ -11,11 +11,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moss_voice import DocumentInfo, MossClient
 from moss_voice.cloud.log import FRESH_S
-from moss_voice.errors import ConflictError, IndexNotFoundError, InvalidArgumentError
+from moss_voice.cloud.sealing import new_key
+from moss_voice.errors import (
+    ConflictError,
+    IndexExistsError,
+    IndexNotFoundError,
+    InvalidArgumentError,
+)
 from moss_voice.session import SessionIndex
 from moss_voice.versions import fetch_version
 
@@ -267,3 +274,31 @@ async def test_restoring_makes_old_segments_young(
         assert time.time() - path.stat().st_mtime < 60
         assert await ids(client) == ["doc-1"]
         await session.close()
+
+
+# --- copying ---------------------------------------------------------------------------------------
+
+
+async def test_an_index_is_copied_with_its_vectors(
+    make: Callable[..., MossClient], tmp_path: Path
+) -> None:
+    """Between clouds, projects and keys, nothing embedded anew; never over what is there."""
+    key = new_key()
+    sealed = MossClient(
+        cloud=tmp_path / "vault", cache_path=tmp_path / "v", journal_path=tmp_path / "vj", encryption_key=key
+    )  # fmt: skip
+    async with make() as client, sealed:
+        await client.create_index("faq", docs(1, 2, 3), ttl=3600)
+        await client.delete_docs("faq", ["doc-2"])
+        copied = await client.copy_index("faq", to=sealed)
+        assert (copied.index_name, copied.doc_count) == ("faq", 2)
+        assert (await sealed.get_index("faq")).encrypted
+        one, other = await client.session("faq"), await sealed.session("faq")
+        assert [d.id for d in await other.get_docs()] == ["doc-1", "doc-3"]
+        assert np.array_equal(one.vectors_of(["doc-3"]), other.vectors_of(["doc-3"]))
+        with pytest.raises(IndexExistsError):
+            await client.copy_index("faq", to=sealed)
+        assert (await sealed.copy_index("faq", to=client, new_name="back")).doc_count == 2
+        assert not (await client.get_index("back")).encrypted
+        with pytest.raises(IndexNotFoundError):
+            await client.copy_index("none", to=sealed)

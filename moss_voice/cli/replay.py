@@ -20,8 +20,6 @@ from moss_voice.cli.play import Played, Tally, play, show_rows, show_turn, tally
 from moss_voice.cli.shell import Pace, Shell, plain, where
 from moss_voice.cli.specialist import Visit, ask_specialist
 from moss_voice.client import MossClient
-from moss_voice.cloud.cloud import open_cloud
-from moss_voice.cloud.log import decode_segment
 from moss_voice.errors import IndexNotFoundError, InvalidArgumentError, MossError
 from moss_voice.faq import read_documents
 from moss_voice.types import DocumentInfo, GetDocumentsOptions, PushIndexResult
@@ -90,6 +88,7 @@ async def run_replay(shell: Shell, path: Path, options: Options) -> None:
             cloud=place.cloud,
             project_id=place.project_id,
             project_key=place.project_key,
+            key_file=shell.key_file,
         )
     whole = [call for call in told["calls"] if call["docs"] == kept[call["name"]]]
     probed = [
@@ -149,6 +148,7 @@ async def _place(shell: Shell, options: Options) -> AsyncIterator[_Place]:
             cloud=root / "cloud",
             cache_path=root / "cache",
             journal_path=root / "journal",
+            encryption_key_file=shell.key_file,
         ) as client:
             yield _Place(client, str(root / "cloud"), _PROJECT, shell.project_key)
 
@@ -173,26 +173,14 @@ def _faq(path: Path) -> tuple[str, list[DocumentInfo]] | None:
 
 
 async def _copy(shell: Shell, place: _Place, name: str) -> None:
-    """Copy an index's files from the user's cloud to the temporary one, nothing embedded anew."""
-    theirs = await asyncio.to_thread(open_cloud, where(shell.cloud, "MOSS_VOICE_CLOUD"))
-    project = await theirs.check_credentials(
-        where(shell.project_id, "MOSS_PROJECT_ID"),
-        where(shell.project_key, "MOSS_PROJECT_KEY"),
-    )
-    head = await theirs.read_head(project, name)
-    if head is None or head.deleted:
-        raise IndexNotFoundError(
-            f"--knowledge {name}: neither a file here nor an index of project {project!r}"
-        )
-    ours = await asyncio.to_thread(open_cloud, place.cloud)
-    refs = [
-        await ours.put_segment(
-            _PROJECT, name, decode_segment(await theirs.fetch_segment(project, name, ref))
-        )
-        for ref in head.segments
-    ]
-    first = replace(head, version=1, parent=0, changed=1, replaced=None, segments=tuple(refs))
-    await ours.commit(_PROJECT, first)
+    """Copy an index from the user's cloud to the temporary one, nothing embedded anew."""
+    async with shell.client() as theirs:
+        try:
+            await theirs.copy_index(name, to=place.client)
+        except IndexNotFoundError as error:
+            raise IndexNotFoundError(
+                f"--knowledge {name}: neither a file here nor an index; {error}"
+            ) from None
 
 
 async def _with_known_gold(

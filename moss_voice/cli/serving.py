@@ -206,16 +206,15 @@ async def list_keys(shell: Shell, project: str | None, *, store: str | None) -> 
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("project", overflow="fold")
-    for title in ("key", "may", "made", "ends", "in logs"):
+    for title in ("in logs", "key", "may", "ends"):
         table.add_column(title, no_wrap=True)
     for name, key in found:
         table.add_row(
             Text(plain(name)),
-            key.id,
-            "read" if key.read_only else "read and write",
-            _when(key.created_at),
-            _when(key.expires_at),
             project_hash(name),
+            key.id,
+            "read" if key.read_only else "read, write",
+            _when(key.expires_at),
         )
     shell.out.print(table)
 

@@ -46,6 +46,7 @@ async def ask_specialist(
     cloud: str | None,
     project_id: str | None,
     project_key: str | None,
+    key_file: Path | None = None,
     top_k: int = 3,
 ) -> dict[str, Any]:
     """Let another process take up calls that were pushed, and return what it tells.
@@ -59,6 +60,7 @@ async def ask_specialist(
             "cloud": cloud,
             "project_id": project_id,
             "project_key": project_key,
+            "key_file": None if key_file is None else str(key_file),
             "cache": cache,  # its own: what it knows comes from the cloud
             "top_k": top_k,
             "calls": [{"name": visit.name, "queries": list(visit.queries)} for visit in visits],
@@ -89,6 +91,7 @@ async def _serve(order: Mapping[str, Any]) -> dict[str, object]:
         order["project_key"],
         cloud=order["cloud"],
         cache_path=order["cache"],
+        encryption_key_file=order["key_file"],
     ) as client:
         calls = [await _visit(client, call, order["top_k"]) for call in order["calls"]]
     return {"pid": os.getpid(), "calls": calls}

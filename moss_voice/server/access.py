@@ -30,6 +30,7 @@ from moss_voice.server.settings import Settings
 __all__ = ["Access", "Gate"]
 
 KEY_PREFIX: Final = "mv_"
+_LOOKING: Final = 8
 _REMEMBERED: Final = 10_000
 _MAX_CREDENTIAL: Final = 4096
 # What a token is checked against where its key is not there: nobody knows it.
@@ -73,6 +74,8 @@ class Gate:
         self._known: OrderedDict[bytes, tuple[KeyInfo, float]] = OrderedDict()
         # Hash of what passed at some time: whoever was let in is not locked out by a neighbour's guesses.
         self._passed: OrderedDict[bytes, None] = OrderedDict()
+        # A chosen key costs 50 ms and 16 MiB: strangers get no more than a share of that.
+        self._looking = asyncio.Semaphore(_LOOKING)
         self._requests = Buckets(
             per_s=settings.limits.requests_per_s, burst=settings.limits.burst, clock=clock
         )
@@ -168,7 +171,8 @@ class Gate:
                 return await self._opened_by_token(project, credential)
             info = self._recall(digest)
             if info is None:
-                info = await self._keys.find(project, credential)
+                async with self._looking:
+                    info = await self._keys.find(project, credential)
         except AuthenticationError:
             info = None
         if info is None or _is_over(info, self._now()):

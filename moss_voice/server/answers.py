@@ -22,12 +22,15 @@ __all__ = [
     "DocumentsDeleted",
     "DocumentsMerged",
     "ErrorAnswer",
+    "Fault",
     "Gone",
     "HeadAnswer",
     "Index",
     "Indexes",
+    "JobRecord",
     "MergeDocuments",
     "Project",
+    "Segment",
     "SegmentStored",
     "Status",
     "Stored",
@@ -39,7 +42,9 @@ __all__ = [
 _STRICT = ConfigDict(extra="forbid", hide_input_in_errors=True, allow_inf_nan=False)
 
 
-class _Fault(BaseModel):
+class Fault(BaseModel):
+    """A stable code, and a message for people."""
+
     code: str
     message: str
 
@@ -47,7 +52,7 @@ class _Fault(BaseModel):
 class ErrorAnswer(BaseModel):
     """What went wrong: a stable code, and a message for people."""
 
-    error: _Fault
+    error: Fault
 
 
 class Status(BaseModel):
@@ -131,7 +136,9 @@ class SegmentStored(BaseModel):
     sent: bool
 
 
-class _Segment(BaseModel):
+class Segment(BaseModel):
+    """A segment that is stored."""
+
     sha256: str
     size_bytes: int
     at: datetime
@@ -140,7 +147,7 @@ class _Segment(BaseModel):
 class StoredSegments(BaseModel):
     """Segments that are stored, also what no commit names."""
 
-    segments: list[_Segment]
+    segments: list[Segment]
 
 
 class Gone(BaseModel):

@@ -33,9 +33,12 @@ _POLICY: Final = (
 
 def add_to(app: FastAPI) -> None:
     """Serve the page of an application's description."""
+    made: list[str] = []
 
     async def docs(request: Request) -> Response:  # noqa: ARG001
-        return HTMLResponse(render(app.openapi()), headers={"Content-Security-Policy": _POLICY})
+        if not made:
+            made.append(render(app.openapi()))
+        return HTMLResponse(made[0], headers={"Content-Security-Policy": _POLICY})
 
     app.add_api_route("/docs", docs, include_in_schema=False)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -24,7 +26,9 @@ from moss_voice.server.settings import Settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["listen", "serve"]
+__all__ = ["Server", "listen", "serve"]
+
+logger = logging.getLogger(__name__)
 
 # How long a connection may be open without a whole request's head.
 _SILENT_S: Final = 30.0
@@ -94,27 +98,30 @@ def serve(
         lifespan="on",
         proxy_headers=bool(trusted_proxies),
         forwarded_allow_ips=trusted_proxies or None,
-        timeout_graceful_shutdown=int(settings.shutdown_s),
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_s),
         ssl_certfile=certificate[0] if certificate else None,
         ssl_keyfile=certificate[1] if certificate else None,
     )
+    host = listener.getsockname()[0]
+    if certificate is None and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        logger.warning("keys and calls travel unencrypted: put TLS in front, or give --tls-cert")
     beside = None
     if metrics_port is not None:
         registry = app.state.moss_voice.metrics.registry
-        host = listener.getsockname()[0]
         beside, _ = start_http_server(metrics_port, host, registry=registry)
     try:
-        _Server(config, app, on_ready).run(sockets=[listener])
+        Server(config, app, on_ready).run(sockets=[listener])
     finally:
         if beside is not None:
             beside.shutdown()
             beside.server_close()
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Uvicorn's, that ends event streams first and itself with an exit code of 0."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, on_ready: Callable[[], None]) -> None:
+        """Take uvicorn's configuration, the application, and whom to tell that it answers."""
         super().__init__(config)
         self._hub = app.state.moss_voice.hub
         self._on_ready = on_ready
@@ -122,6 +129,7 @@ class _Server(uvicorn.Server):
         self._silent: dict[object, float] = {}
 
     async def on_tick(self, counter: int) -> bool:
+        """Look around ten times a second; tells whether to end."""
         if counter % 50 == 0:
             self._drop_silent()
         return await super().on_tick(counter)
@@ -136,11 +144,13 @@ class _Server(uvicorn.Server):
                 connection.transport.close()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say so."""
         await super().startup(sockets=sockets)
         if self.started:
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End streams, then wait for what is under way."""
         # Uvicorn waits for open answers, and a stream has no end of its own.
         self._hub.close()
         await super().shutdown(sockets=sockets)
@@ -148,14 +158,15 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take the signals; uvicorn's own would raise them anew at the end, and die of them."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+        before = {
+            number: signal.signal(number, self.handle_exit)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             yield
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _log_json(stream: IO[str], level: str) -> None:
