@@ -157,11 +157,6 @@ class S3(Memory):
         self.url = f"s3://{server.bucket}/{uuid.uuid4().hex}"
         super().__init__(obstore.store.from_url(self.url))
 
-    def empty(self) -> None:
-        """Empty it, and leave the second: S3 tells the times of objects in whole ones."""
-        super().empty()
-        time.sleep(1.0 - time.time() % 1.0)
-
     def cloud(self) -> Cloud:
         return open_cloud(self.url)
 

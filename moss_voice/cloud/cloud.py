@@ -213,7 +213,7 @@ def open_cloud(
         InvalidArgumentError: If the URL is of a kind that this version does not know.
         CloudUnavailableError: If the directory cannot be made.
     """
-    if isinstance(where, str) and where.startswith(("http://", "https://")):
+    if isinstance(where, str) and where.lower().startswith(("http://", "https://")):
         # A tenth of a second of imports that other clouds can do without.
         from moss_voice.cloud.http import HttpLog
 

@@ -62,11 +62,12 @@ _memories: dict[str, MemoryStore] = {}
 
 
 class Found(NamedTuple):
-    """What a listing tells of an object: its file name, size and time."""
+    """What a listing tells of an object: its file name, size, time, and what changes when it does."""
 
     name: str
     size_bytes: int
     at: datetime
+    tag: str | None
 
 
 class Objects:
@@ -139,7 +140,12 @@ class Objects:
             offset = None if after is None else f"{folder}/{after}"
             found = await obstore.list(self._store, folder, offset=offset).collect_async()
             return [
-                Found(meta["path"].rpartition("/")[2], meta["size"], meta["last_modified"])
+                Found(
+                    meta["path"].rpartition("/")[2],
+                    meta["size"],
+                    meta["last_modified"],
+                    meta["e_tag"],
+                )
                 for meta in found
             ]
 

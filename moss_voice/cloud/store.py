@@ -51,6 +51,12 @@ class _Entry(NamedTuple):
     version: int
     size_bytes: int
     at: datetime
+    tag: str | None
+
+    @property
+    def stamp(self) -> tuple[datetime, str | None]:
+        """What tells it from another object of the same number."""
+        return self.at, self.tag
 
 
 class ObjectLog:
@@ -65,8 +71,8 @@ class ObjectLog:
         self.objects = objects
         self.keys = ProjectKeys(objects, now=now)
         self._now = now
-        # With the time of the object, which tells it from another of the same number.
-        self._heads: dict[str, tuple[Commit, datetime]] = {}
+        # With what tells the object from another of the same number.
+        self._heads: dict[str, tuple[Commit, tuple[datetime, str | None]]] = {}
 
     def __repr__(self) -> str:
         return f"<ObjectLog {self.name}>"
@@ -110,6 +116,7 @@ class ObjectLog:
     async def _head(self, folder: str) -> Head:
         """Return the newest commit, deleted or not, and the highest number in use."""
         for _ in range(TRIES):
+            # Not by its time alone, of which some stores keep but the seconds.
             known, known_at = self._heads.get(folder, (None, None))
             # From one before it, so that the commit known must show itself: if it does not, somebody
             # emptied the store, and what is known is worth nothing.
@@ -126,18 +133,18 @@ class ObjectLog:
             if not whole:
                 return Head(None, newest)
             last = whole[-1]
-            if known is not None and (known.version, known_at) == (last.version, last.at):
+            if known is not None and (known.version, known_at) == (last.version, last.stamp):
                 return Head(known, newest)
             commit = await self._read_commit(folder, last.version)
             if commit is not None:
-                self._remember(folder, commit, last.at)
+                self._remember(folder, commit, last.stamp)
                 return Head(commit, newest)
             # Collected between the listing and the reading: there are newer ones.
         raise CloudUnavailableError(f"the log in {folder} of {self.name} never holds still")
 
-    def _remember(self, folder: str, commit: Commit, at: datetime) -> None:
+    def _remember(self, folder: str, commit: Commit, stamp: tuple[datetime, str | None]) -> None:
         self._heads.pop(folder, None)
-        self._heads[folder] = (commit, at)
+        self._heads[folder] = (commit, stamp)
         if len(self._heads) > _REMEMBERED:
             del self._heads[next(iter(self._heads))]
 
@@ -146,7 +153,9 @@ class ObjectLog:
         found = await self.objects.listing(f"{folder}/log", after=after)
         matches = ((_COMMIT_FILE.fullmatch(file.name), file) for file in found)
         return sorted(
-            _Entry(int(match[1]), file.size_bytes, file.at) for match, file in matches if match
+            _Entry(int(match[1]), file.size_bytes, file.at, file.tag)
+            for match, file in matches
+            if match
         )
 
     async def read_commit(self, project: str, index: str, version: int) -> Commit | None:
@@ -197,7 +206,11 @@ class ObjectLog:
     async def segments(self, project: str, index: str) -> list[StoredSegment]:
         """Return all segments that are stored of an index, also what no commit names."""
         found = await self.objects.listing(f"{_folder(project, index)}/segments")
-        return [StoredSegment(*file) for file in found if _SEGMENT_FILE.fullmatch(file.name)]
+        return [
+            StoredSegment(file.name, file.size_bytes, file.at)
+            for file in found
+            if _SEGMENT_FILE.fullmatch(file.name)
+        ]
 
     async def heads(self, project: str) -> list[Commit]:
         """Return the newest commit of each index, by name.
