@@ -720,6 +720,14 @@ class MossClient:
         remote = await self._remote()
         return [_info(head) for head in await remote.cloud.list_indexes(remote.project)]
 
+    async def list_names(self) -> list[str]:
+        """Return the names under which anything is stored: of deleted indexes and unfinished pushes too.
+
+        For who looks after the cloud; `list_indexes` tells what can be opened.
+        """
+        remote = await self._remote()
+        return await remote.cloud.list_names(remote.project)
+
     async def delete_index(self, name: str) -> None:
         """Delete a stored index with all its versions; copies that are loaded or cached are let go of.
 
@@ -854,7 +862,7 @@ class MossClient:
                     " is to be forgotten; see `moss-voice recover`"
                 )
         if index_names is None:
-            index_names = [head.index for head in await remote.cloud.list_indexes(remote.project)]
+            index_names = await remote.cloud.list_names(remote.project)
 
         def matches(segment: Segment) -> npt.NDArray[np.bool_]:
             told = (decode_document(line).metadata for line in segment.documents)

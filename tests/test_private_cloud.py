@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -489,3 +490,28 @@ async def test_logs_of_it_all_hold_no_content(
     assert CANARY not in told
     assert key not in told
     assert not re.search(r"c-17", told)
+
+
+async def test_a_leftover_is_found_where_there_is_no_index(
+    make: Callable[..., MossClient], tmp_path: Path
+) -> None:
+    """What a broken push left under a deleted name, or one that never was, is forgotten too."""
+    async with make() as client:
+        await client.create_index("theirs", [said(2)])
+        await client.create_index("gone", [said(3)])
+        folder = tmp_path / "cloud" / "default"
+        [segment] = (folder / "theirs/segments").iterdir()
+        await client.delete_index("gone")
+        for name in ("gone", "never%20was"):
+            (folder / name / "segments").mkdir(parents=True, exist_ok=True)
+            left = folder / name / "segments" / segment.name
+            left.write_bytes(segment.read_bytes())
+            os.utime(left, (1_600_000_000, 1_600_000_000))
+        assert await client.list_names() == ["gone", "never was", "theirs"]
+        assert [index.name for index in await client.list_indexes()] == ["theirs"]
+        found = {one.index: one for one in await client.forget(CALLER)}
+        assert {name: (one.documents, one.pending) for name, one in found.items()} == {
+            "gone": (0, 0), "never was": (0, 0), "theirs": (1, 0)
+        }  # fmt: skip
+        assert not holding(tmp_path / "cloud", CANARY.encode())
+        assert await client.forget(CALLER) == []

@@ -106,6 +106,9 @@ async def collect(shell: Shell, names: Sequence[str] | None, *, grace_s: float, 
         async def one(name: str) -> int:
             return await client.collect_index(name, grace=grace_s, keep=keep)
 
+        if names is None:
+            # What was deleted, or never finished, is what there is to collect.
+            names = await client.list_names()
         removed, failed = await _each(shell, client, names, "Collecting", one)
     if shell.json:
         shell.emit([{"index_name": name, "removed": count} for name, count in removed.items()])

@@ -90,6 +90,10 @@ class Log(Protocol):
         """Return the newest commit of each index, by name."""
         ...
 
+    async def names(self, project: str) -> list[str]:
+        """Return the names under which anything is stored: of deleted indexes and unfinished pushes too."""
+        ...
+
     async def history(self, project: str, index: str) -> list[Commit]:
         """Return the versions that are still kept, oldest first."""
         ...
@@ -278,6 +282,10 @@ class Cloud:
             CorruptDataError: If one of them is damaged.
         """
         return await self.log.heads(project)
+
+    async def list_names(self, project: str) -> list[str]:
+        """Return the names under which anything is stored: of deleted indexes and unfinished pushes too."""
+        return await self.log.names(project)
 
     async def fetch_segment(
         self, project: str, index: str, ref: SegmentRef, *, on_received: Received | None = None
@@ -742,13 +750,15 @@ class Cloud:
             dry_run: True only counts.
 
         Returns:
-            What was done; None where there is no such index.
+            What was done; None where there is no such index, nor anything left of one.
         """
         for attempt in range(PUSH_TRIES):
             head, newest = await self.log.head(project, index)
             self.checked(project, head)
             if head is None or head.deleted:
-                return None
+                return await self._forget_leftovers(
+                    project, index, newest, matches, dry_run=dry_run
+                )
             versions = [head, *await self.log.history(project, index)]
             refs = {ref.sha256: ref for commit in versions for ref in commit.segments}
             rest = [s for s in await self.log.segments(project, index) if s.sha256 not in refs]
@@ -766,7 +776,7 @@ class Cloud:
                 for row in (alive & hit[ref.sha256]).nonzero()[0].tolist():
                     doomed[segment.ids[row]] = int(segment.written_at[row])
             rows = sum(int(mask.sum()) for mask in hit.values())
-            left = [s for s in rest if await self._holds(project, head, s, matches)]
+            left = [s for s in rest if await self._holds(project, index, s, matches)]
             told = Forgotten(index, len(doomed), rows - len(doomed), head.version)
             if dry_run or (not rows and not left):
                 return replace(told, pending=len(left))
@@ -782,6 +792,26 @@ class Cloud:
             ]
             return replace(told, removed=removed + gone.count(True), pending=gone.count(False))
         raise CloudUnavailableError(f"index {index!r} in {self.name} is pushed to all the time")
+
+    async def _forget_leftovers(
+        self,
+        project: str,
+        index: str,
+        newest: int,
+        matches: Callable[[Segment], Any],
+        *,
+        dry_run: bool,
+    ) -> Forgotten | None:
+        """Look into what is left of an index that was deleted, or whose first push was cut off."""
+        if newest and not dry_run:
+            await self.collect(project, index)
+        stored = await self.log.segments(project, index)
+        left = [one for one in stored if await self._holds(project, index, one, matches)]
+        told = Forgotten(index, 0, 0, newest, pending=len(left))
+        if not left or dry_run:
+            return told if left else None
+        gone = [await self.log.delete_segment(project, index, one.sha256) for one in left]
+        return replace(told, removed=gone.count(True), pending=gone.count(False))
 
     async def _without(
         self,
@@ -834,7 +864,7 @@ class Cloud:
     async def _holds(
         self,
         project: str,
-        head: Commit,
+        index: str,
         stored: StoredSegment,
         matches: Callable[[Segment], Any],
     ) -> bool:
@@ -842,7 +872,7 @@ class Cloud:
 
         One that cannot be read is taken for one that does.
         """
-        parts = await self.log.read_segment(project, head.index, stored.sha256)
+        parts = await self.log.read_segment(project, index, stored.sha256)
         if parts is None:
             return False
         data = b"".join([part async for part in parts])
@@ -851,7 +881,7 @@ class Cloud:
             try:
                 key_id = read_key_id(data) if is_sealed(data) else None
                 ref = SegmentRef(stored.sha256, len(data), 0, 0, key_id)
-                segment = self.decode(project, head.index, ref, data)
+                segment = self.decode(project, index, ref, data)
             except (CorruptDataError, EncryptionKeyError):
                 return True
             return bool(matches(segment).any())

@@ -316,6 +316,11 @@ class HttpLog:
         stored = await self._stat(_segment_path(project, index, sha256))
         return stored.at if stored is not None else None
 
+    async def names(self, project: str) -> list[str]:
+        """Return the names under which anything is stored: of deleted indexes and unfinished pushes too."""
+        answer = await self._ask("GET", f"{_project_path(project)}/names")
+        return await self._items(answer, "names", _stored_name)
+
     async def segments(self, project: str, index: str) -> list[StoredSegment]:
         """Return all segments that are stored of an index, also what no commit names."""
         answer = await self._find("GET", f"{_index_path(project, index)}/segments")
@@ -1094,6 +1099,12 @@ class _Listed:
 
 
 _LISTED: Final = TypeAdapter(_Listed)
+
+
+def _stored_name(item: Any) -> str:
+    if not isinstance(item, str):
+        raise CorruptDataError("answer of the server: names: expected text")
+    return log.check_name(item)
 
 
 def _stored_segment(item: Any) -> StoredSegment:

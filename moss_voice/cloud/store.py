@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from moss_voice.cloud import log
 from moss_voice.cloud.keys import ProjectKeys, utc_now
 from moss_voice.cloud.log import FRESH_S, GRACE_S, KEEP_COMMITS, Commit, Head, StoredSegment
-from moss_voice.cloud.names import encode_name
+from moss_voice.cloud.names import decode_name, encode_name
 from moss_voice.cloud.objects import Objects
 from moss_voice.cloud.pacing import TRIES, stand_back, together
 from moss_voice.errors import (
@@ -223,6 +223,20 @@ class ObjectLog:
             (commit for commit in commits if commit is not None and not self._is_over(commit)),
             key=lambda commit: commit.index,
         )
+
+    async def names(self, project: str) -> list[str]:
+        """Return the names under which anything is stored: of deleted indexes and unfinished pushes too.
+
+        Not those that were too long to be kept and never had a commit, which alone would tell them.
+        """
+        names: list[str] = []
+        for folder, head in await self._all_heads(project):
+            component = folder.rpartition("/")[2]
+            if head.commit is not None:
+                names.append(head.commit.index)
+            elif "~" not in component:
+                names.append(decode_name(component))
+        return sorted(names)
 
     async def _all_heads(self, project: str) -> list[tuple[str, Head]]:
         prefix = encode_name(project, what="project id")
