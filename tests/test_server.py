@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,7 @@ from moss_voice.cloud.sealing import Keyring, new_key
 from moss_voice.cloud.store import ObjectLog
 from moss_voice.index import decode_document
 from moss_voice.types import JobStatusResponse
+from tests.s3_server import s3_server
 from tests.server_process import Server, serve
 from tests.server_samples import DIM, MODEL, Door, code, commit, document, made, segment
 
@@ -689,6 +692,34 @@ def test_a_body_over_the_limit_is_refused_before_it_has_come(small: Server) -> N
     door.close()
 
 
+def test_who_asks_before_sending_is_told_before(small: Server) -> None:
+    """With `Expect: 100-continue` a body that will not be taken is not asked for, and a good one is."""
+    project, key = small.project()
+    sent = made("a")
+    host, _, port = urlsplit(small.url).netloc.partition(":")
+    for credential, length, expected in (
+        (key, 1 << 30, b"HTTP/1.1 413 "),
+        ("wrong", 1 << 30, b"HTTP/1.1 401 "),
+        ("wrong", 100, b"HTTP/1.1 401 "),
+        (key, len(sent.data), b"HTTP/1.1 100 "),
+    ):
+        with socket.create_connection((host, int(port)), timeout=10) as line:
+            path = f"/v1/projects/{project}/indexes/i/segments/{sent.ref.sha256}"
+            line.sendall(
+                f"PUT {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {credential}\r\n"
+                f"Content-Length: {length}\r\nExpect: 100-continue\r\n\r\n".encode()
+            )
+            answer = line.makefile("rb")
+            assert answer.readline().startswith(expected)
+            if expected.endswith(b"100 "):
+                assert answer.readline() == b"\r\n"
+                line.sendall(sent.data)
+                assert answer.readline().startswith(b"HTTP/1.1 201 ")
+            else:
+                assert b"connection: close" in answer.read().lower()
+            answer.close()
+
+
 def test_a_project_has_so_many_indexes(small: Server) -> None:
     """The index beyond the limit is a 429 with Retry-After, and nothing of it is stored."""
     project, key = small.project()
@@ -766,6 +797,36 @@ def test_two_servers_on_one_store_are_one_cloud(server: Server) -> None:
         by_token = Door(second.url, project, token)
         assert by_token.http.get(by_token.path("call")).json()["version"] == 2
         for door in (one, two, by_token):
+            door.close()
+
+
+def test_an_object_store_serves_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over S3 a server promises the same: pushes, one winner per version, documents, events, keys."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with s3_server() as s3:
+        for name, value in s3.environ().items():
+            monkeypatch.setenv(name, value)
+        with serve(f"s3://{s3.bucket}/cloud") as server:
+            assert httpx.get(f"{server.url}/readyz").status_code == 200
+            project, key = server.project()
+            door = Door(server.url, project, key)
+            first = door.push("call/1", "a")
+            assert door.put_commit(first).status_code == 200
+            assert door.put_commit(replace(first, job_id="other")).status_code == 409
+            body = {
+                "model_id": MODEL,
+                "documents": [{"id": "b", "text": "t", "embedding": [1] * DIM}],
+            }
+            assert door.http.post(door.path("call/1", "/documents"), json=body).status_code == 201
+            page = door.http.get(door.path("call/1", "/documents")).json()
+            assert [doc["id"] for doc in page["documents"]] == ["a", "b"]
+            with door.http.stream("GET", door.path("call/1", "/events")) as answer:
+                lines = answer.iter_lines()
+                assert [next(lines), next(lines)][1] == 'data: {"version": 2}'
+            assert door.http.delete(door.path("call/1")).status_code == 204
+            wrong = httpx.get(server.url + door.path(), headers=Server.bearer("mv_" + "0" * 45))
+            assert wrong.status_code == 401
             door.close()
 
 

@@ -133,7 +133,7 @@ def header(rng: random.Random, data: bytes) -> bytes:
     parsed = json.loads(data[8 : 8 + size])
     name = rng.choice(sorted(parsed))
     entry = parsed[name]
-    junk = rng.choice(
+    junk: Any = rng.choice(
         (None, -1, 0, 1, 2**53, 1e300, "F64", "U8", [], [0], [2**62, 2**63], {}, "\ud800")
     )
     if rng.random() < 0.2:

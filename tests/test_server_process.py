@@ -298,7 +298,8 @@ def test_a_connection_that_says_nothing_is_closed(
         app = create_app(ObjectLog(open_objects(tmp_path)))
         server = run.Server(uvicorn.Config(app), app, lambda: None)
         silent, busy = Connection(None), Connection(object())
-        server.server_state.connections = {silent, busy}  # type: ignore[assignment]
+        connections: Any = {silent, busy}
+        server.server_state.connections = connections
         for _ in range(3):
             await server.on_tick(50)
             await asyncio.sleep(0.01)
@@ -580,6 +581,20 @@ def test_nothing_that_was_said_is_told(server: Server) -> None:
     assert secret not in told + logged.replace(own, "")
     assert quote(secret) not in told
     door.close()
+
+
+def test_records_of_others_are_told_by_their_kind_alone() -> None:
+    """A library's message may quote an error, and that a transcript: so it is left out of the log."""
+    try:
+        raise RuntimeError("said: my secret")
+    except RuntimeError:
+        info = sys.exc_info()
+    record = logging.LogRecord("asyncio", logging.ERROR, "x.py", 1, "my secret %s", ("too",), info)
+    line = json.loads(JsonLines().format(record))
+    assert line.pop("at")
+    assert line == {
+        "level": "error", "event": "foreign", "logger": "asyncio", "kind": "RuntimeError"
+    }  # fmt: skip
 
 
 def test_a_fault_of_ours_is_told_by_its_kind_alone(

@@ -215,7 +215,7 @@ async def test_what_nothing_refers_to_goes_after_its_time(
         assert await ids(client) == [f"doc-{n}" for n in range(34)]
         for bad in ({"grace": 60}, {"keep": 0}, {"grace": timedelta(0)}):
             with pytest.raises(InvalidArgumentError):
-                await client.collect_index("calls", **bad)  # type: ignore[arg-type]
+                await client.collect_index("calls", **bad)
 
 
 async def test_a_push_under_way_keeps_what_it_uses(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
@@ -67,7 +68,11 @@ def run_server(shell: Shell, store: str | None, options: ServeOptions) -> None:
     if (options.tls_cert is None) != (options.tls_key is None):
         raise InvalidArgumentError("expected --tls-cert and --tls-key together")
     objects = _objects(store)
-    settings = Settings(limits=Limits(**options.limits or {}), **options.settings or {})
+    try:
+        settings = Settings(limits=Limits(**options.limits or {}), **options.settings or {})
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise InvalidArgumentError(f"{first['loc'][-1]}: {first['msg']}") from None
     listener = run.listen(options.host, options.port)
     host, port = listener.getsockname()[:2]
     scheme = "https" if options.tls_cert is not None else "http"

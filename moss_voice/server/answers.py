@@ -29,6 +29,7 @@ __all__ = [
     "Indexes",
     "JobRecord",
     "MergeDocuments",
+    "Names",
     "Project",
     "Segment",
     "SegmentStored",
@@ -98,6 +99,12 @@ class Indexes(BaseModel):
     """The newest commit of each index of the project, by name."""
 
     indexes: list[Commit]
+
+
+class Names(BaseModel):
+    """Names under which anything is stored: of deleted indexes and unfinished pushes too."""
+
+    names: list[str]
 
 
 class HeadAnswer(BaseModel):

@@ -79,7 +79,7 @@ def create_app(
         hub=hub,
         library=Library(cloud, settings.limits, on_version=hub.notify),
         readiness=Readiness(log),
-        metrics=Metrics(),
+        metrics=Metrics(subscribers=lambda: len(hub)),
         large_bodies=asyncio.Semaphore(_LARGE_BODIES),
     )
 

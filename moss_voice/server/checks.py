@@ -60,7 +60,7 @@ class Facts(NamedTuple):
 
 
 def check_segment(data: Buffer, limits: Limits) -> Facts:
-    """Check all of a segment but its hash. About 3 us for a document, 0.1 s for 100 MB of vectors.
+    """Check all of a segment but its hash. About 6 us for a document.
 
     Raises:
         FormatVersionError: If a newer moss_voice wrote it.
@@ -133,7 +133,7 @@ def _parsed(line: bytes, where: str) -> Any:
         # Every level opens with a bracket, so few brackets need no look.
         if line.count(b"[") + line.count(b"{") > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
             raise TooLargeError(f"{where}: expected at most {_MAX_DEPTH} levels of nesting")
-        value = json.loads(text, parse_constant=_refused, parse_float=_finite)
+        value = _DECODER.decode(text)
         if b"\\u" in line:
             # Half of a surrogate pair: a string that cannot be sent to anybody.
             json.dumps(value, ensure_ascii=False).encode()
@@ -175,6 +175,9 @@ def _finite(digits: str) -> float:
     if not math.isfinite(number):
         raise ValueError("not finite")
     return number
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_refused, parse_float=_finite)
 
 
 def _is_flat(metadata: object) -> bool:

@@ -108,13 +108,7 @@ class Library:
             rows = [texts.row_of[id_] for id_ in ids if id_ in texts.row_of]
         else:
             rows = list(range(offset, min(offset + limit, len(texts.lines))))
-        documents: list[bytes] = []
-        size = 0
-        for row in rows:
-            size += len(texts.lines[row])
-            if size > _MAX_PAGE_BYTES and documents:
-                break
-            documents.append(_shown(texts.lines[row]))
+        documents = await asyncio.to_thread(_page, [texts.lines[row] for row in rows])
         after = offset + len(documents)
         more = ids is None and after < len(texts.lines)
         return Page(documents, len(texts.lines), commit.version, after if more else None)
@@ -162,6 +156,8 @@ class Library:
             raise CorruptDataError(f"segment {ref.sha256[:12]} is gone")
         async for part in parts:
             await spool.write(part)
+            if spool.size_bytes > ref.size_bytes:
+                raise CorruptDataError(f"segment {ref.sha256[:12]} is larger than its commit says")
 
         def decode() -> Segment:
             digest, data = spool.finish()
@@ -321,6 +317,18 @@ def _texts(segments: Sequence[Segment]) -> _Texts:
     # What Python needs for a bytes, a str and two places in a list and a dictionary: about 300 bytes.
     size = sum(map(len, lines)) + sum(map(len, row_of)) + 300 * len(lines)
     return _Texts(lines, row_of, size)
+
+
+def _page(lines: Sequence[bytes]) -> list[bytes]:
+    """Return documents as they are answered: the first, and as many more as are not too large."""
+    documents: list[bytes] = []
+    size = 0
+    for line in lines:
+        size += len(line)
+        if size > _MAX_PAGE_BYTES and documents:
+            break
+        documents.append(_shown(line))
+    return documents
 
 
 def _shown(line: bytes) -> bytes:

@@ -52,23 +52,28 @@ class _Rest:
         self._send = send
         self._more = True
         self._closes = False
+        headers = dict(scope["headers"])
+        # Who waits for leave to send is not given it by an answer that refuses.
+        self._waits = headers.get(b"expect", b"").lower() == b"100-continue"
+        length = headers.get(b"content-length", b"")
+        self._is_little = length.isdigit() and int(length[:20]) <= _LITTLE_BYTES
 
     async def receive(self) -> Message:
+        self._waits = False
         message = await self._receive()
         self._more = message["type"] == "http.request" and message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start" and self._more:
-            length = dict(self._scope["headers"]).get(b"content-length", b"")
-            if length.isdigit() and int(length[:20]) <= _LITTLE_BYTES:
+            if self._is_little and not self._waits:
                 await self._pass_over(_LITTLE_BYTES)
             self._closes = self._more and self._scope["http_version"].startswith("1")
             if self._closes:
                 headers = [*message.get("headers", ()), (b"connection", b"close")]
                 message = {**message, "headers": headers}
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        if self._closes and last:
+        if self._closes and last and not self._waits:
             # All that is to be said is said, and the connection still open.
             await self._send({**message, "more_body": True})
             await self._pass_over(_LOT_BYTES)

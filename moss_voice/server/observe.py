@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -42,7 +43,8 @@ faults = logging.getLogger("moss_voice.server.faults")
 class Metrics:
     """The numbers of one server, in a registry of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, subscribers: Callable[[], float]) -> None:
+        """Take what tells how many event streams are open."""
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "moss_voice_requests",
@@ -89,6 +91,7 @@ class Metrics:
         self.subscribers = Gauge(
             "moss_voice_subscribers", "Open event streams.", registry=self.registry
         )
+        self.subscribers.set_function(subscribers)
         ProcessCollector(registry=self.registry)
 
 
@@ -185,18 +188,19 @@ class _Watched:
 
 
 class JsonLines(logging.Formatter):
-    """One object per record: what was meant to be told, and never the message of a foreign error."""
+    """One object per record: what we wrote ourselves, and of others' records their kind alone.
+
+    A message of theirs may quote an error, and that a transcript.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a line."""
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, Any] = {"at": at, "level": record.levelname.lower()}
+        ours = record.name.partition(".")[0] in {"moss_voice", "uvicorn"}
+        line["event"] = record.getMessage().strip() if ours else "foreign"
         told = getattr(record, "told", None)
-        line["event"] = record.getMessage()
-        if told is not None:
-            line.update(told)
-        else:
-            line["logger"] = record.name
+        line.update({"logger": record.name} if told is None else told)
         if record.exc_info and record.exc_info[0] is not None:
             line["kind"] = record.exc_info[0].__name__
         return json.dumps(line, ensure_ascii=True, default=str)

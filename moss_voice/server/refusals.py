@@ -18,7 +18,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from moss_voice.errors import (
-    AuthenticationError,
     CloudUnavailableError,
     ConflictError,
     CorruptDataError,
@@ -33,6 +32,7 @@ from moss_voice.errors import (
 __all__ = [
     "Refusal",
     "answer",
+    "note",
     "on_http_error",
     "on_invalid_request",
     "on_moss_error",
@@ -95,33 +95,38 @@ def refusing() -> Iterator[None]:
         raise Refusal(400, error.code, str(error)) from None
 
 
-async def on_refusal(request: Request, error: Exception) -> Response:  # noqa: ARG001
+def note(request: Request, **told: Any) -> None:
+    """Add to what the log tells of a request."""
+    request.scope.setdefault("state", {}).setdefault("told", {}).update(told)
+
+
+async def on_refusal(request: Request, error: Exception) -> Response:
     """Answer with what was decided here."""
     assert isinstance(error, Refusal)  # noqa: S101 - registered for this kind alone
+    note(request, code=error.code)
     return answer(error.status, error.code, error.message, error.headers)
 
 
 # What the store says, by kind: the first that fits.
-_STORE: Final[tuple[tuple[type[MossError], int, str, str | None], ...]] = (
+_STORE: Final[tuple[tuple[type[MossError], int, str | None, str | None], ...]] = (
     (IndexNotFoundError, 404, "index_not_found", "there is no such index"),
     (JobNotFoundError, 404, "job_not_found", "there is no such job"),
-    (AuthenticationError, 401, "authentication", "expected a valid key or token of this project"),
     (ConflictError, 409, "conflict", "others pushed all the time; try again"),
     (EncryptionKeyError, 409, "encrypted", "the index is encrypted: only its clients can read it"),
     (CorruptDataError, 500, "corrupt_data", "what is stored of this is damaged"),
     (CloudUnavailableError, 503, "cloud_unavailable", "the store behind this server fails"),
-    (InvalidArgumentError, 400, "invalid_argument", None),
+    (InvalidArgumentError, 400, None, None),
 )
 
 
 async def on_moss_error(request: Request, error: Exception) -> Response:
     """Answer for the store behind us, telling no more than the kind."""
-    request.scope.setdefault("state", {})["error"] = type(error).__name__
+    assert isinstance(error, MossError)  # noqa: S101 - registered for this kind alone
+    note(request, code=error.code)
     for kind, status, code, message in _STORE:
         if isinstance(error, kind):
             headers = {"Retry-After": "1"} if status == 503 else None
-            said = message or str(error)
-            return answer(status, code if message else getattr(error, "code", code), said, headers)
+            return answer(status, code or error.code, message or str(error), headers)
     return answer(500, "error", "a fault of the server; its log has it under this request's id")
 
 

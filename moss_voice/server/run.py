@@ -55,11 +55,13 @@ def listen(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InvalidArgumentError(
-            f"cannot listen on {host} port {port}: {reason}; choose another with --host and --port"
-        ) from None
+        raise _cannot_listen(host, port, error) from None
     return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> InvalidArgumentError:
+    reason = error.strerror or type(error).__name__
+    return InvalidArgumentError(f"cannot listen on {host} port {port}: {reason}; choose another")
 
 
 def serve(
@@ -108,7 +110,10 @@ def serve(
     beside = None
     if metrics_port is not None:
         registry = app.state.moss_voice.metrics.registry
-        beside, _ = start_http_server(metrics_port, host, registry=registry)
+        try:
+            beside, _ = start_http_server(metrics_port, host, registry=registry)
+        except OSError as error:
+            raise _cannot_listen(host, metrics_port, error) from None
     try:
         Server(config, app, on_ready).run(sockets=[listener])
     finally:
@@ -125,7 +130,6 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._hub = app.state.moss_voice.hub
         self._on_ready = on_ready
-
         self._silent: dict[object, float] = {}
 
     async def on_tick(self, counter: int) -> bool:
@@ -172,8 +176,5 @@ class Server(uvicorn.Server):
 def _log_json(stream: IO[str], level: str) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
-    for name, at in (("moss_voice", level.upper()), ("uvicorn", "WARNING")):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.setLevel(at)
-        logger.propagate = False
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("moss_voice").setLevel(level.upper())

@@ -21,10 +21,10 @@ from moss_voice.server.names import named
 from moss_voice.server.observe import Metrics
 from moss_voice.server.quota import Quota
 from moss_voice.server.readiness import Readiness
-from moss_voice.server.refusals import Refusal
+from moss_voice.server.refusals import Refusal, note
 from moss_voice.server.settings import Limits, Settings
 
-__all__ = ["Here", "Reader", "State", "Writer", "errors", "note"]
+__all__ = ["Here", "Reader", "State", "Writer", "errors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +92,6 @@ async def _enter_to_write(here: Here, access: Annotated[Access, Depends(_enter)]
 
 Reader = Annotated[Access, Depends(_enter)]
 Writer = Annotated[Access, Depends(_enter_to_write)]
-
-
-def note(request: Request, **told: Any) -> None:
-    """Add to what the log tells of a request."""
-    request.scope.setdefault("state", {}).setdefault("told", {}).update(told)
 
 
 _TOLD = {

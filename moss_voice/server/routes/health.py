@@ -42,5 +42,4 @@ async def readyz(here: Here) -> Status:
 )
 async def get_metrics(here: Here) -> Response:
     """Tell numbers to Prometheus."""
-    here.metrics.subscribers.set(len(here.hub))
     return Response(generate_latest(here.metrics.registry), media_type="text/plain; version=0.0.4")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -33,9 +34,10 @@ def _json(data: bytes, *, headers: dict[str, str] | None = None, status: int = 2
     return Response(data, status, media_type="application/json", headers=headers)
 
 
-def _listed(name: str, commits: Iterable[Commit]) -> Response:
+async def _listed(name: str, commits: Sequence[Commit]) -> Response:
     """Answer with commits as they are stored: canonical JSON."""
-    return _json(b'{"%s":[%s]}' % (name.encode(), b",".join(c.encode() for c in commits)))
+    made = await asyncio.to_thread(lambda: b",".join(c.encode() for c in commits))
+    return _json(b'{"%s":[%s]}' % (name.encode(), made))
 
 
 @router.get("", response_model=Indexes, responses=errors())
@@ -45,7 +47,7 @@ async def list_indexes(
     project: ProjectName,
 ) -> Response:
     """List the indexes that are there: the newest commit of each, by name."""
-    return _listed("indexes", await here.log.heads(project))
+    return await _listed("indexes", await here.log.heads(project))
 
 
 @router.get("/{index}", responses=errors(404))
@@ -73,7 +75,13 @@ async def get_index(
     )
 
 
-@router.delete("/{index}", status_code=204, response_class=Response, responses=errors(403, 404))
+@router.delete(
+    "/{index}",
+    status_code=204,
+    response_model=None,
+    response_class=Response,
+    responses=errors(403, 404),
+)
 async def delete_index(
     here: Here,
     access: Writer,  # noqa: ARG001 - lets in
@@ -132,7 +140,7 @@ async def list_commits(
     index: IndexName,
 ) -> Response:
     """List the versions that are still kept, oldest first; none where the index is deleted."""
-    return _listed("commits", await here.log.history(project, index))
+    return await _listed("commits", await here.log.history(project, index))
 
 
 @router.get(

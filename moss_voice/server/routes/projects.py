@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from fastapi import APIRouter, Request
+from pydantic import TypeAdapter
 from starlette.responses import Response
 
-from moss_voice.server.answers import JobRecord, Project, Token, TokenRequest
+from moss_voice.server.answers import JobRecord, Names, Project, Token, TokenRequest
 from moss_voice.server.bodies import json_body, of_json, read_small
 from moss_voice.server.names import JobId, ProjectName
 from moss_voice.server.refusals import Refusal
@@ -13,6 +16,8 @@ from moss_voice.server.state import Here, Reader, Writer, errors
 from moss_voice.types import JobStatusResponse
 
 __all__ = ["router"]
+
+_JOB: Final = TypeAdapter(JobStatusResponse)
 
 router = APIRouter(prefix="/v1/projects/{project}", tags=["projects"])
 
@@ -54,21 +59,32 @@ async def issue_token(
     return Token(token=token, expires_at=claims.ends_at, read_only=claims.read_only)
 
 
-@router.get("/jobs/{job_id}", responses=errors(404), tags=["jobs"])
+@router.get("/names", responses=errors())
+async def list_names(
+    here: Here,
+    access: Reader,  # noqa: ARG001 - lets in
+    project: ProjectName,
+) -> Names:
+    """List the names under which anything is stored: of deleted indexes and unfinished pushes too."""
+    return Names(names=await here.log.names(project))
+
+
+@router.get("/jobs/{job_id}", response_model=JobRecord, responses=errors(404), tags=["jobs"])
 async def get_job(
     here: Here,
     access: Reader,  # noqa: ARG001 - lets in
     project: ProjectName,
     job_id: JobId,
-) -> JobRecord:
+) -> Response:
     """Tell how far a job has come."""
     job = await here.log.get_job(project, job_id)
-    return JobRecord.model_validate(job, from_attributes=True)
+    return Response(_JOB.dump_json(job), media_type="application/json")
 
 
 @router.put(
     "/jobs/{job_id}",
     status_code=204,
+    response_model=None,
     response_class=Response,
     responses=errors(403, 408, 413),
     openapi_extra=json_body(JobRecord),
