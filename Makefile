@@ -1,8 +1,9 @@
 # demo: a real call replayed through the real engine     test: everything CI runs
-# check: linters and types alone                         bench, bench-hosts: speed and memory, as tables
+# check: linters and types alone               bench, bench-hosts, bench-cloud: speed and memory, as tables
 # matrix: the tests on every supported Python found here  format: tidy the code
 .DELETE_ON_ERROR:
-.PHONY: demo test check wheel pipecat-oldest bench bench-hosts matrix format clean
+.PHONY: demo test check wheel wheel-built smoke-bare smoke-livekit smoke-pipecat smoke-server \
+	pipecat-oldest bench bench-hosts bench-cloud matrix format clean
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -41,12 +42,22 @@ check: $(READY)
 	$(VENV)/bin/lint-imports
 
 # The wheel alone, in environments of its own and away from the source tree: without extras, with each.
-wheel: $(READY)
+wheel: smoke-bare smoke-livekit smoke-pipecat smoke-server
+
+wheel-built: $(READY)
 	@rm -rf build/wheel && mkdir -p build/wheel
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+
+smoke-bare: wheel-built
 	@$(call smoke,bare,,smoke.py)
+
+smoke-livekit: wheel-built
 	@$(call smoke,livekit,[livekit],livekit_extra.py)
+
+smoke-pipecat: wheel-built
 	@$(call smoke,pipecat,[pipecat],pipecat_extra.py)
+
+smoke-server: wheel-built
 	@$(call smoke,server,[server],server_extra.py)
 
 # smoke(name, extra, script): install the wheel with an extra, and run a script of tests/smoke there.
@@ -54,7 +65,7 @@ define smoke
 	$(PY) -m venv build/wheel/$(1) \
 		&& { $(call install,build/wheel/$(1)/bin/python,"$$(echo build/wheel/*.whl)$(2)"); } \
 		&& cp tests/smoke/$(3) build/wheel/ && cd build/wheel && env \
-		XDG_DATA_HOME=$(CURDIR)/build/wheel/data XDG_CACHE_HOME=$(CURDIR)/build/wheel/cache \
+		XDG_DATA_HOME=$(CURDIR)/build/wheel/data-$(1) XDG_CACHE_HOME=$(CURDIR)/build/wheel/cache-$(1) \
 		$(1)/bin/python -I $(3)
 endef
 
@@ -70,10 +81,16 @@ $(OLDEST)/.ready: pyproject.toml | $(READY)
 	@touch $@
 
 pipecat-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest -m "not slow" tests/test_pipecat.py tests/test_pipecat_ends.py
+	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" tests/test_pipecat.py tests/test_pipecat_ends.py
 
-test: check wheel pipecat-oldest
-	$(PY) -m pytest
+# Tests wait for servers, processes and speech most of the time; those of a file share what they start.
+SIDE_BY_SIDE := --numprocesses 3 --dist loadfile
+
+# The installations wait for the network, so they go on beside each other and the linters.
+test: $(READY)
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target check wheel $(OLDEST)/.ready
+	@$(MAKE) --no-print-directory pipecat-oldest
+	$(PY) -m pytest $(SIDE_BY_SIDE)
 
 bench: $(READY)
 	@mkdir -p build
@@ -85,6 +102,12 @@ bench-hosts: $(READY)
 	$(PY) -m benchmarks.livekit_delay --json build/livekit_delay.json
 	$(PY) -m benchmarks.pipecat_delay --json build/pipecat_delay.json
 	$(PY) -m benchmarks.livekit_memory --json build/livekit_memory.json
+
+# A server under load, the cost of pushes and resumes, and pushes over a bad line to a dying server.
+bench-cloud: $(READY)
+	@mkdir -p build
+	$(PY) -m benchmarks.cloud --json build/cloud.json
+	$(PY) -m benchmarks.cloud_faults --json build/cloud_faults.json
 
 matrix:
 	@for v in 3.11 3.12 3.13; do \

@@ -83,3 +83,46 @@ def test_what_we_add_to_a_reply_is_measured(host: str, tmp_path: Path) -> None:
         assert row["with"]["delay_p50_ms"] > 0
         assert row["added_ms"]["low"] <= row["added_ms"]["high"]
     assert "with us" in printed
+
+
+def test_the_cloud_is_measured(tmp_path: Path) -> None:
+    """`benchmarks.cloud` reports what a push and a resume cost, and what a server bears."""
+    path = tmp_path / "cloud.json"
+    printed = benchmark("benchmarks.cloud", "--tiny", "--json", str(path))
+    report = json.loads(path.read_text(encoding="utf-8"))
+    small, large = report["costs"]
+    for row in (small, large):
+        # What is downloaded is what is new; a cold resume downloads it all, an unchanged one nothing.
+        assert 0 < row["warm_kb"] < row["cold_kb"]
+        assert row["unchanged_kb"] == 0
+        assert row["push_ms"] > 0
+    assert large["cold_kb"] > 2 * small["cold_kb"]
+    assert large["push_kb"] < 1.2 * small["push_kb"]
+    assert {row["clients"] for row in report["load"]} == {1, 8}
+    assert all(row[kind]["per_s"] > 0 for row in report["load"] for kind in ("push", "load"))
+    assert report["memory"]["requests"] >= 200
+    assert "pushes/s" in printed
+
+
+@pytest.mark.slow
+def test_nothing_that_was_promised_is_lost_over_a_bad_line(tmp_path: Path) -> None:
+    """Processes push, merge, load and restart over faults to a server that is killed: all is kept.
+
+    What is compared in the end is the store itself with each process's model of what it was promised.
+    """
+    path = tmp_path / "faults.json"
+    benchmark(
+        "benchmarks.cloud_faults",
+        *("--operations", "240", "--workers", "6", "--kill-every-s", "5", "--json", str(path)),
+    )
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert report["wrong"] == []
+    assert report["operations"] == 240
+    counts = report["counts"]
+    assert counts["push completed"] > 20
+    assert counts["left in the outbox"] == 0
+    # The line was bad, the server died, and pushes met: or nothing was tried.
+    assert report["server_killed"] > 0
+    assert counts["merged"] > 0
+    assert all(report["line"][fault] > 0 for fault in ("drop", "lose", "truncate", "fail"))
+    assert report["documents"] > 0

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import random
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
 from moss_voice.cloud.log import (
     Commit,
@@ -26,7 +30,9 @@ from moss_voice.cloud.log import (
     decode_segment,
     encode_segment,
 )
+from moss_voice.cloud.objects import Objects, open_objects
 from moss_voice.cloud.sealing import MAGIC, is_sealed
+from moss_voice.cloud.store import ObjectLog
 from moss_voice.errors import (
     CorruptDataError,
     InvalidArgumentError,
@@ -36,8 +42,10 @@ from moss_voice.errors import (
 )
 from moss_voice.index import decode_document, encode_document
 from moss_voice.server import checks
-from moss_voice.server.settings import Limits
-from tests.server_process import Server, serve
+from moss_voice.server.quota import Quota
+from moss_voice.server.refusals import Refusal
+from moss_voice.server.settings import Limits, Settings
+from tests.server_process import Server, serve, serve_here
 from tests.server_samples import DIM, MODEL, Door, Made, code, commit, document, made, segment
 
 LIMITS = Limits()
@@ -549,3 +557,81 @@ def test_large_segments_go_through_a_file(server: Server, door: Door) -> None:
     assert (lie.status_code, code(lie)) == (400, "corrupt_data")
     page = door.http.get(door.path("large", "/documents?offset=5990&limit=100")).json()
     assert [doc["id"] for doc in page["documents"]] == ids[5990:]
+    before = _resident_bytes(server)
+    for at in range(2000, 2012):
+        again = encode_segment(replace(whole, written_at=np.full(rows, at, np.int64)))
+        path = door.path("large", f"/segments/{hashlib.sha256(again).hexdigest()}")
+        assert door.http.put(path, content=again).status_code == 201
+        assert door.http.get(path).content == again
+    assert _resident_bytes(server) - before < 4 * len(data), "it keeps what it was sent"
+
+
+def _resident_bytes(server: Server) -> float:
+    for line in httpx.get(f"{server.url}/metrics").text.splitlines():
+        if line.startswith("process_resident_memory_bytes "):
+            return float(line.rpartition(" ")[2])
+    raise LookupError
+
+
+def test_a_disk_that_is_full_is_a_503(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no room for a large segment it is refused for now, and what is small still goes."""
+    log = ObjectLog(open_objects(tmp_path / "store"))
+    key = asyncio.run(log.keys.create("p")).key
+    with serve_here(log, Settings()) as (url, _):
+        door = Door(url, "p", key)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        answer = door.http.put(door.path("i", f"/segments/{'0' * 64}"), content=bytes(4 << 20))
+        assert (answer.status_code, code(answer)) == (503, "cloud_unavailable")
+        assert "nowhere" not in answer.text
+        assert int(answer.headers["retry-after"]) >= 1
+        assert door.put_segment("i", made("a")).status_code == 201
+        door.close()
+
+
+class Counted(ObjectLog):
+    """A log that has so many indexes, and counts how often it is asked for them."""
+
+    def __init__(self, folders: int, alive: int) -> None:
+        super().__init__(Objects(MemoryStore(), name="memory://test"))
+        self.asked = {"folders": 0, "heads": 0}
+        self.alive = alive
+
+        class Folders(Objects):
+            async def folders(self, folder: str) -> list[str]:
+                asked["folders"] += 1
+                return [f"{folder}/i{n}" for n in range(n_folders)] + [f"{folder}/~keys"]
+
+        asked, n_folders = self.asked, folders
+        self.objects = Folders(MemoryStore(), name="memory://test")
+
+    async def heads(self, project: str) -> list[Commit]:
+        self.asked["heads"] += 1
+        return [commit(f"i{n}") for n in range(self.alive)]
+
+
+async def test_indexes_are_counted_now_and_then() -> None:
+    """A push costs no count: projects are counted once a minute, exactly only where they near the limit."""
+    now = 0.0
+    log = Counted(folders=7, alive=4)
+    quota = Quota(log, most=10, clock=lambda: now)
+    for n in range(3):
+        await quota.admit("p", f"new{n}")
+        await quota.admit("p", f"new{n}")
+    assert log.asked == {"folders": 1, "heads": 0}
+    for _ in range(3):
+        with pytest.raises(Refusal) as refused:
+            await quota.admit("p", "one more")
+        assert (refused.value.status, refused.value.code) == (429, "too_large")
+    await quota.admit("p", "new0")
+    assert log.asked == {"folders": 1, "heads": 0}
+    # Deleted ones leave folders behind; what is alive counts.
+    now = 61.0
+    log = Counted(folders=50, alive=9)
+    quota = Quota(log, most=10, clock=lambda: now)
+    await quota.admit("p", "tenth")
+    with pytest.raises(Refusal):
+        await quota.admit("p", "eleventh")
+    assert log.asked == {"folders": 1, "heads": 1}
+    quota.forget("p", "tenth")
+    await quota.admit("p", "eleventh")
+    assert log.asked == {"folders": 2, "heads": 2}

@@ -33,6 +33,11 @@ def document(server: Server) -> dict[str, Any]:
     return found
 
 
+def operations(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return every method and path that is described."""
+    return [(method, path) for path, ops in document["paths"].items() for method in ops]
+
+
 def try_all(
     server: Server, document: dict[str, Any], where: Path, *options: str
 ) -> subprocess.CompletedProcess[str]:
@@ -84,7 +89,7 @@ def test_the_server_is_as_it_is_described(
         *("--exclude-checks", "positive_data_acceptance"),
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "Operations:       23 selected" in done.stdout
+    assert f"{len(operations(document)) - 1} selected" in done.stdout
     assert door.http.get(door.path("call-42", "/documents")).status_code in (200, 404)
     door.close()
 
@@ -105,7 +110,8 @@ def test_without_a_key_everything_is_as_described_too(
         *("--checks", "response_schema_conformance,response_headers_conformance"),
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "Operations:       20 selected" in done.stdout
+    below = [path for _, path in operations(document) if path.startswith("/v1")]
+    assert f"{len(below) - 1} selected" in done.stdout
     assert sorted(Path(server.store).rglob("*")) == before
 
 

@@ -489,7 +489,7 @@ def test_numbers_count_what_happened(server: Server) -> None:
     door.http.get(door.path("call", f"/segments/{new.segments[0].sha256}"))
     door.http.put(door.path("call", f"/segments/{'0' * 64}"), content=b"x")
     httpx.get(server.url + door.path())
-    httpx.request("BREW", server.url + "/coffee")
+    httpx.request("PROPFIND", server.url + "/coffee")
     after = numbers()
     route = "/v1/projects/{project}/indexes/{index}"
     size = new.segments[0].size_bytes

@@ -81,11 +81,23 @@ class Spool:
         self.size_bytes = 0
 
     async def write(self, chunk: bytes) -> None:
-        """Take some more."""
+        """Take some more.
+
+        Raises:
+            Refusal: 503 where the disk takes no more.
+        """
         self._waiting += chunk
         self.size_bytes += len(chunk)
         if len(self._waiting) > IN_MEMORY_BYTES:
-            await asyncio.to_thread(self._flush)
+            try:
+                await asyncio.to_thread(self._flush)
+            except OSError:  # its message names the file
+                raise Refusal(
+                    503,
+                    "cloud_unavailable",
+                    "the server has no room for this now",
+                    retry_after_s=10,
+                ) from None
 
     def _flush(self) -> None:
         if self._file is None:
