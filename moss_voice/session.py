@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +39,7 @@ from moss_voice.errors import (
     SessionClosedError,
 )
 from moss_voice.filters import Filter, parse_filter
+from moss_voice.following import Followed, Following
 from moss_voice.index import (
     Batch,
     Block,
@@ -98,30 +97,6 @@ IfUnreachable = Literal["queue", "raise"]
 EMBED_CHUNK = 256
 # Background work (graphs) gives way to everything that answers a caller.
 _BACKGROUND_NICENESS = 10
-# How often a copy that was opened while the cloud was away is compared with the cloud, when it is read.
-_HEAL_S = 5.0
-# How long to wait before listening to a server again, at first and at most.
-_LISTEN_PAUSES_S = (0.5, 60.0)
-
-
-@dataclass(slots=True)
-class _Source:
-    """An index of the cloud that this session holds a copy of, and when to look for a newer one.
-
-    Attributes:
-        heals: True while the copy was made without the cloud.
-        missed: True where there was a newer one that unpushed edits kept out.
-    """
-
-    name: str
-    version: int
-    interval_s: float | None
-    next_look: float
-    written_at: dict[str, int] = field(default_factory=dict)
-    heals: bool = False
-    missed: bool = False
-    task: asyncio.Task[None] | None = None
-    listener: asyncio.Task[None] | None = None
 
 
 class _Delta(NamedTuple):
@@ -179,7 +154,6 @@ class SessionIndex:
         self._ttl_s = ttl_s
         self._withholding = Withholding(redact)
         self._now = now
-        self._stale = False
         # Where a push waits that the cloud did not take.
         self._waiting: Path | None = None
         self._index = None if embedder is None else Index(embedder.dim)
@@ -195,7 +169,7 @@ class SessionIndex:
         self._deleted: dict[str, tuple[int, int]] = {}
         # When what is stored as deleted was deleted.
         self._tombstones: dict[str, int] = {}
-        self._sources: dict[str, _Source] = {}
+        self._following = Following(self)
         self._pushing = asyncio.Lock()
         self._graph_job: Future[None] | None = None
         self._closed = threading.Event()
@@ -268,7 +242,7 @@ class SessionIndex:
         self._index, self._commit, self._clock = loaded.index, head, loaded.clock
         self._tombstones = loaded.tombstones
         if stale:
-            self._went_stale(name)
+            self._following.went_stale(name, self.version)
         elif version is None:
             await in_worker(keep_newest, remote, head)
         self._grow_graph(loaded.prefixes)
@@ -304,7 +278,7 @@ class SessionIndex:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed.is_set() else f"{self.unpushed} unpushed"
-        state += ", stale" if self._stale else ""
+        state += ", stale" if self.stale else ""
         return f"<SessionIndex {self._name!r} {self.doc_count} docs, {state}>"
 
     async def __aenter__(self) -> Self:
@@ -351,7 +325,7 @@ class SessionIndex:
     @property
     def stale(self) -> bool:
         """True while this copy was made without the cloud, and has not been compared with it since."""
-        return self._stale
+        return self._following.stale
 
     @property
     def unpushed(self) -> int:
@@ -542,7 +516,7 @@ class SessionIndex:
         `embedding` is given back with the model `custom` alone.
         """
         self._check_open()
-        self._look_for_newer()
+        self._following.look()
         wanted = options.doc_ids if options is not None else None
         return await in_worker(self._get, None if wanted is None else _ids(wanted))
 
@@ -583,7 +557,7 @@ class SessionIndex:
         self._check_open()
         if not isinstance(query, str):
             raise InvalidArgumentError(f"query: expected a str, got {type(query).__name__}")
-        self._look_for_newer()
+        self._following.look()
         query = self._withholding.clean(query)
         options = options or QueryOptions()
         condition = parse_filter(options.filter)
@@ -778,7 +752,8 @@ class SessionIndex:
         loaded = await fetch_version(self._remote, pushed.commit) if merged else None
         changes = await in_worker(self._pushed, pushed.commit, delta, loaded)
         self._remote.outage.over()
-        self._resume_looking()
+        self._following.healed(self._name)
+        self._following.resume()
         await in_worker(self._settle_push, pushed.commit)
         await self._report(pushed.commit)
         await self._tidy(pushed.commit)
@@ -904,7 +879,6 @@ class SessionIndex:
         with self._write:
             base = self.version
             self._commit = commit
-            self._stale = False
             self._unpushed = {i: at for i, at in self._unpushed.items() if at > delta.changes}
             stored = {i: at for i, (change, at) in self._deleted.items() if change <= delta.changes}
             self._deleted = {i: mark for i, mark in self._deleted.items() if i not in stored}
@@ -990,23 +964,18 @@ class SessionIndex:
             await self._adopt_model(head)
         self._check_fits(head)
         loaded = await fetch_version(self._remote, head)
-        source = _Source(
+        copy = Followed(
             index_name,
             head.version,
             polling_interval_in_seconds if auto_refresh else None,
             self._now() + polling_interval_in_seconds,
         )
-        await in_worker(self._take_in, source, loaded)
-        before = self._sources.get(index_name)
-        if before is not None:
-            _stop(before)
-        self._sources[index_name] = source
+        await in_worker(self._take_in, copy, loaded)
+        self._following.follow(copy, listening=auto_refresh)
         if stale:
-            self._went_stale(index_name)
+            self._following.went_stale(index_name, head.version)
         else:
             await in_worker(keep_newest, self._remote, head)
-        if auto_refresh:
-            self._listen_for(source)
         return head.doc_count
 
     async def _adopt_model(self, head: Commit) -> None:
@@ -1031,17 +1000,17 @@ class SessionIndex:
                 " session"
             )
 
-    def _take_in(self, source: _Source, loaded: Version) -> None:
+    def _take_in(self, copy: Followed, loaded: Version) -> None:
         """Bring a loaded version into this session: what changed in it since the version before."""
         with self._write:
             self._check_open()
-            if source.name == self._name:
+            if copy.name == self._name:
                 self._take_over(loaded)
-                source.version = loaded.commit.version
+                copy.version = loaded.commit.version
                 return
             written_at = loaded.index.written_at()
-            changed = [id_ for id_, at in written_at.items() if source.written_at.get(id_) != at]
-            gone = [id_ for id_ in source.written_at if id_ not in written_at]
+            changed = [id_ for id_, at in written_at.items() if copy.written_at.get(id_) != at]
+            gone = [id_ for id_ in copy.written_at if id_ not in written_at]
             self._clock = max(self._clock, loaded.clock)
             if self._index is None:
                 self._index = Index(loaded.index.dim)
@@ -1052,7 +1021,7 @@ class SessionIndex:
                 self._index.upsert(batch._replace(written_at=now))
                 self._mark(changed)
             self._mark_deleted(self._index.delete(gone))
-            source.written_at, source.version = written_at, loaded.commit.version
+            copy.written_at, copy.version = written_at, loaded.commit.version
         self._grow_graph()
 
     def _take_over(self, loaded: Version) -> None:
@@ -1083,109 +1052,49 @@ class SessionIndex:
 
         A server tells of them as they are made; looking is then only what is fallen back on.
         """
-        source = self._sources.get(self._name)
-        if source is None:
-            source = _Source(self._name, self.version, interval_s, self._now() + interval_s)
-            self._sources[self._name] = source
-        source.interval_s = interval_s
-        source.next_look = min(source.next_look, self._now() + interval_s)
-        self._listen_for(source)
+        copy = self._following.find(self._name, self.version)
+        copy.interval_s = interval_s
+        copy.next_look = self._now() + interval_s
+        self._following.follow(copy, listening=True)
 
     async def refresh(self) -> bool:
         """Bring in the newest version of this session's own index; tells whether there was a newer."""
-        source = self._sources.get(self._name) or _Source(self._name, self.version, None, 0.0)
-        return await self._refresh(source)
+        return await self.bring_in(self._following.find(self._name, self.version))
 
-    def _went_stale(self, name: str) -> None:
-        """Take note that a copy was made without the cloud, and compare them when it is back."""
-        self._stale = True
-        now = self._now()
-        source = self._sources.setdefault(name, _Source(name, self.version, None, now + _HEAL_S))
-        source.heals = True
-        source.next_look = min(source.next_look, now + _HEAL_S)
+    @property
+    def has_edits(self) -> bool:
+        """True while edits of this session's own are not pushed."""
+        return self._edits > 0
 
-    def _resume_looking(self) -> None:
-        """Look at once, at the next read, for what came while edits were not pushed."""
-        for source in self._sources.values():
-            if source.missed:
-                source.missed, source.next_look = False, self._now()
+    def now(self) -> float:
+        """Return seconds on a clock that never goes back."""
+        return self._now()
 
-    def _look_for_newer(self) -> None:
-        """Start the refreshes that are due; the read that comes now does not wait for them."""
-        if not self._sources or self._edits:
-            return
-        now = self._now()
-        for source in self._sources.values():
-            interval_s = _HEAL_S if source.heals else source.interval_s
-            if interval_s is None or now < source.next_look or source.task is not None:
-                continue
-            source.next_look = now + interval_s
-            source.task = asyncio.get_running_loop().create_task(self._refresh_quietly(source))
+    def versions_of(self, name: str) -> AsyncIterator[int] | None:
+        """Return an index's versions as the server tells of them; None where there is none."""
+        return self._remote.cloud.log.watch(self._remote.project, name)
 
-    def _listen_for(self, source: _Source) -> None:
-        """Listen to the server, if there is one, for newer versions."""
-        if source.listener is None or source.listener.done():
-            listening = self._listen(source)
-            source.listener = asyncio.get_running_loop().create_task(listening)
-
-    async def _listen(self, source: _Source) -> None:
-        shortest_s, longest_s = _LISTEN_PAUSES_S
-        pause_s = shortest_s
-        while not self._closed.is_set():
-            versions = self._remote.cloud.log.watch(self._remote.project, source.name)
-            if versions is None:
-                return
-            try:
-                async for version in versions:
-                    pause_s = shortest_s
-                    known = self.version if source.name == self._name else source.version
-                    if version <= known:
-                        continue
-                    if self._edits:
-                        source.missed = True
-                    elif source.task is None:
-                        source.task = asyncio.current_task()
-                        await self._refresh_quietly(source)
-                    else:
-                        # One that is under way may have read what was before.
-                        source.next_look = self._now()
-            except MossError as error:
-                # Looking now and then goes on meanwhile.
-                logger.debug("index %r: the line is cut (%s)", source.name, error.code)
-            await asyncio.sleep(random.uniform(pause_s / 2, pause_s))  # noqa: S311 - not a secret
-            pause_s = min(2 * pause_s, longest_s)
-
-    async def _refresh_quietly(self, source: _Source) -> None:
-        try:
-            await self._refresh(source)
-        except MossError as error:
-            # Tried again at the next interval; the copy at hand goes on serving.
-            logger.warning("refresh of index %r failed: %s", source.name, error.code)
-        finally:
-            source.task = None
-
-    async def _refresh(self, source: _Source) -> bool:
-        head = await self._remote.cloud.read_head(self._remote.project, source.name)
+    async def bring_in(self, copy: Followed) -> bool:
+        """Bring in the newest version of an index, if there is a newer; tells whether there was."""
+        head = await self._remote.cloud.read_head(self._remote.project, copy.name)
         self._remote.outage.over()
-        known = self.version if source.name == self._name else source.version
-        if head is None or head.version <= known:
-            self._healed(source)
+        if copy.name == self._name:
+            # A push makes versions, too.
+            copy.version = self.version
+        if head is None or head.version <= copy.version:
+            self._following.healed(copy.name)
             return False
         self._check_fits(head)
         loaded = await fetch_version(self._remote, head)
         if self._edits:
-            source.missed = True
+            copy.missed = True
             return False
-        await in_worker(self._take_in, source, loaded)
+        await in_worker(self._take_in, copy, loaded)
         await in_worker(keep_newest, self._remote, head)
-        self._healed(source)
-        if source.name == self._name:
+        self._following.healed(copy.name)
+        if copy.name == self._name:
             self._grow_graph(loaded.prefixes)
         return True
-
-    def _healed(self, source: _Source) -> None:
-        source.heals = False
-        self._stale = any(other.heals for other in self._sources.values())
 
     # --- life --------------------------------------------------------------------------------------
 
@@ -1196,8 +1105,7 @@ class SessionIndex:
         self._closed.set()
         if self.unpushed:
             logger.info("session %r closed with %d unpushed changes", self._name, self.unpushed)
-        tasks = [task for source in self._sources.values() for task in _stop(source)]
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._following.close()
         if self._graph_job is not None:
             # It looks at _closed every tenth of a second.
             await asyncio.wrap_future(self._graph_job)
@@ -1342,14 +1250,6 @@ def _batch(block: Block) -> Batch:
     """Return rows of one index, ready to be added to another."""
     terms = [term_ids(decode_document(line).text) for line in block.documents]
     return Batch(block.ids, block.documents, block.vectors, terms, block.written_at)
-
-
-def _stop(source: _Source) -> list[asyncio.Task[None]]:
-    """Cancel what looks for newer versions, and return it."""
-    tasks = {task for task in (source.task, source.listener) if task is not None}
-    for task in tasks:
-        task.cancel()
-    return list(tasks)
 
 
 async def _older(remote: Remote, name: str, version: int) -> Commit:

@@ -212,7 +212,7 @@ async def test_unpushed_edits_pause_it(make: Make) -> None:
     await session.push_index()
     await session.add_docs(docs(100))
     await writer.add_docs("faq", docs(2))
-    source = session._sources["faq"]
+    source = session._following["faq"]
     await until(lambda: source.missed)
     assert session.doc_count == 2
     await session.push_index()

@@ -123,7 +123,7 @@ async def test_a_stale_copy_heals_when_the_cloud_is_back(
         later = stale._now() + 60.0
         monkeypatch.setattr(stale, "_now", lambda: later)
         await late.query("faq", "gate code")
-        task = stale._sources["faq"].task
+        task = stale._following["faq"].task
         assert task is not None
         await task
         assert (stale.doc_count, stale.stale) == (2, False)
