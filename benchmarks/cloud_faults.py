@@ -37,7 +37,9 @@ BAD_LINE = Faults(
 class Worker:
     """One process: what it does at random, and what it was promised."""
 
-    def __init__(self, name: str, seed: int, folder: Path, url: str, project: str, key: str) -> None:
+    def __init__(
+        self, name: str, seed: int, folder: Path, url: str, project: str, key: str
+    ) -> None:
         self.name = name
         self.dice = random.Random(seed)
         self.place: dict[str, Any] = {
@@ -111,7 +113,9 @@ class Worker:
             texts = {doc.id: doc.text for doc in await fresh.get_docs()}
             for id_, text in self.promised[index].items():
                 if id_ not in self.open[index] and texts.get(id_) != text:
-                    raise AssertionError(f"{index}: {id_}: promised {text!r}, read {texts.get(id_)!r}")
+                    raise AssertionError(
+                        f"{index}: {id_}: promised {text!r}, read {texts.get(id_)!r}"
+                    )
 
     async def step(self) -> None:
         index = self.dice.choice(INDEXES)
@@ -169,7 +173,9 @@ async def work(args: argparse.Namespace) -> None:
     print(json.dumps(told), flush=True)
 
 
-def kill_now_and_then(server: Server, every_s: float, over: threading.Event, kills: list[float]) -> None:
+def kill_now_and_then(
+    server: Server, every_s: float, over: threading.Event, kills: list[float]
+) -> None:
     """Kill the server and start it again, until it is over."""
     while not over.wait(every_s):
         server.kill()
@@ -208,7 +214,9 @@ async def compare(store: Path, project: str, told: list[dict[str, Any]]) -> tupl
     return held, wrong
 
 
-def run(*, operations: int, workers: int, seed: int, kill_every_s: float, rates: Faults) -> dict[str, Any]:
+def run(
+    *, operations: int, workers: int, seed: int, kill_every_s: float, rates: Faults
+) -> dict[str, Any]:
     """Run the whole; returns what happened."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as place:

@@ -107,7 +107,16 @@ def test_keys_in_every_spelling() -> None:
     spelled: list[str | bytes] = [raw, KEY, KEY.upper(), base64.b64encode(raw).decode()]
     spelled += [base64.urlsafe_b64encode(raw).decode().rstrip("="), f" {KEY}\n"]
     assert len({SealingKey(key).id for key in spelled}) == 1
-    bads: list[str | bytes] = ["", "secret", KEY[:-2], KEY + "00", raw[:-1], "!" * 43, "é" * 43, "secret" * 9]
+    bads: list[str | bytes] = [
+        "",
+        "secret",
+        KEY[:-2],
+        KEY + "00",
+        raw[:-1],
+        "!" * 43,
+        "é" * 43,
+        "secret" * 9,
+    ]
     for bad in bads:
         with pytest.raises(InvalidArgumentError, match="expected 32 bytes") as caught:
             SealingKey(bad)

@@ -145,7 +145,9 @@ async def texts_of(session: SessionIndex) -> dict[str, str]:
 
 async def settle(session: SessionIndex) -> None:
     """Wait for the refreshes that a read has started."""
-    tasks = [source.task for source in session._following._by_name.values() if source.task is not None]
+    tasks = [
+        source.task for source in session._following._by_name.values() if source.task is not None
+    ]
     await asyncio.gather(*tasks)
 
 

@@ -41,7 +41,9 @@ async def a_call_is_handed_over(url: str, key: str, folder: Path) -> None:
 async def the_missing_extra_is_named(folder: Path) -> None:
     """Encryption is an extra of its own, and who asks for it without is told which."""
     assert find_spec("cryptography") is None, "the server must do without"
-    client = MossClient(cloud=folder / "sealed", encryption_key="00" * 32, journal_path=folder / "j")
+    client = MossClient(
+        cloud=folder / "sealed", encryption_key="00" * 32, journal_path=folder / "j"
+    )
     async with client:
         told = ""
         try:
