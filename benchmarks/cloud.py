@@ -185,6 +185,34 @@ async def load(server: Server, folder: Path, clients: int, seconds: float) -> Ro
     return row
 
 
+async def refresh(server: Server, folder: Path, rounds: int) -> Row:
+    """Measure from the end of a push to the moment that another machine's loaded copy has it."""
+    project, key = await asyncio.to_thread(server.project)
+    vectors = believable_vectors(1000 + ADDED * rounds, DIM)
+    took: list[float] = []
+    writer = make_client(server, project, key, folder / "writer")
+    reader = make_client(server, project, key, folder / "reader")
+    async with writer, reader:
+        session = await writer.session("faq", "custom")
+        await session.add_docs(documents(0, 1000, vectors[:1000]))
+        await session.push_index()
+        copy = await reader.session("faq")
+        copy.watch(3600.0)
+        await asyncio.sleep(0.5)  # the line is open
+        for number in range(rounds):
+            start = 1000 + number * ADDED
+            await session.add_docs(documents(start, ADDED, vectors[start : start + ADDED]))
+            await session.push_index()
+            started = time.perf_counter()
+            async with asyncio.timeout(60):
+                while copy.doc_count < start + ADDED:  # noqa: ASYNC110 - nothing tells of it
+                    await asyncio.sleep(0.001)
+            took.append((time.perf_counter() - started) * 1000)
+        await copy.close()
+        await session.close()
+    return percentiles(took)
+
+
 def resident_mb(pid: int) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS"):
@@ -249,6 +277,7 @@ def measure(*, sizes: list[int], rounds: int, seconds: float, requests: int) -> 
             report["load"] = [
                 asyncio.run(load(server, folder, clients, seconds)) for clients in (1, 8)
             ]
+            report["refresh"] = asyncio.run(refresh(server, folder, 5 * rounds))
             report["memory"] = asyncio.run(memory(server, requests))
     return report
 
@@ -272,6 +301,10 @@ def show(report: Row) -> None:
         ]
         table.add_row(f"{row['clients']}", *cells)
     console.print(table)
+    console.print(
+        "from the end of a push to another machine's loaded copy, ms:"
+        f" p50 {report['refresh']['p50']}, p99 {report['refresh']['p99']}"
+    )
     told = report["memory"]
     console.print(
         f"{told['requests']:,} requests at {told['per_s']}/s; resident MB as they went: {told['resident_mb']}"

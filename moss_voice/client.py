@@ -103,6 +103,7 @@ class MossClient:
         encryption_key_file: str | Path | None = None,
         redact: Callable[[str], str] | None = None,
         on_received: Callable[[str, int, int], None] | None = None,
+        on_sent: Callable[[int, int], None] | None = None,
     ) -> None:
         """Note where things are; nothing is touched yet.
 
@@ -130,6 +131,7 @@ class MossClient:
                 `moss_voice.PiiRedactor()` finds card numbers, addresses and the like. Knowledge indexes
                 are stored as they are given.
             on_received: Told of each download as it comes: the index, bytes so far, bytes in all.
+            on_sent: Told of each segment as it goes to a server: bytes so far, bytes in all.
 
         Raises:
             InvalidArgumentError: If an encryption key is none.
@@ -148,6 +150,7 @@ class MossClient:
         self._keyring = _keyring(encryption_key, encryption_key_file)
         self._redact = redact
         self._on_received = on_received
+        self._on_sent = on_sent
         # Until the cloud has answered, nobody knows whether the credentials are right.
         self._unchecked = False
         self._sending: asyncio.Task[None] | None = None
@@ -219,6 +222,7 @@ class MossClient:
             keyring=self._keyring,
             key=self._project_key,
             authenticator=self._authenticator,
+            on_sent=self._on_sent,
         )
         return Remote(
             cloud=await in_worker(opened),

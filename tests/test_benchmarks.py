@@ -101,6 +101,7 @@ def test_the_cloud_is_measured(tmp_path: Path) -> None:
     assert {row["clients"] for row in report["load"]} == {1, 8}
     assert all(row[kind]["per_s"] > 0 for row in report["load"] for kind in ("push", "load"))
     assert report["memory"]["requests"] >= 200
+    assert report["refresh"]["n"] > 0
     assert "pushes/s" in printed
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -99,6 +102,51 @@ async def test_a_call_is_handed_from_agent_to_agent(make: Make) -> None:
     await taken_up.end()
     assert (await one.get_index("call-42")).doc_count == 2
     assert (await one.get_job_status(result.job_id)).status == "completed"
+
+
+async def test_what_goes_and_comes_is_told(make: Make) -> None:
+    """A push tells of each part as it is sent, a load as it comes; what is there is not sent again."""
+    sent: list[tuple[int, int]] = []
+    received: list[tuple[str, int, int]] = []
+    client = make(on_sent=lambda *told: sent.append(told))
+    await client.create_index("faq", docs(*range(50)))
+    assert sent[-1][0] == sent[-1][1] > 50 * 384 * 4
+    sent.clear()
+    session = await client.session("faq")
+    await session.push_index()
+    assert sent == []
+    other = make("other", on_received=lambda *told: received.append(told))
+    await other.load_index("faq")
+    assert [name for name, _, _ in received] == ["faq"] * len(received)
+    assert received[-1][1] == received[-1][2] > 50 * 384 * 4
+    received.clear()
+    await other.unload_index("faq")
+    await other.load_index("faq")
+    assert received == []
+
+
+async def test_the_doctor_looks_at_a_server(make: Make, server: Server, tmp_path: Path) -> None:
+    """It tries who wins a commit where the key may write, and says so where it may not."""
+    project = make()._project_id
+    _, key = await asyncio.to_thread(server.project, project)
+    _, read_only = await asyncio.to_thread(server.project, project, read_only=True)
+    for credential, expected in ((key, "the first one wins"), (read_only, "may read, and no more")):
+        done = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "moss_voice.cli", "--json", "--cloud", server.url, "doctor"),
+            env={
+                **os.environ,
+                "MOSS_PROJECT_ID": str(project),
+                "MOSS_PROJECT_KEY": credential,
+                "XDG_DATA_HOME": str(tmp_path),
+            },
+            cwd=Path(__file__).parents[1],
+            stdout=asyncio.subprocess.PIPE,
+        )
+        told, _ = await done.communicate()
+        checks = {check["name"]: check for check in json.loads(told)["checks"]}
+        assert checks["cloud"]["status"] == "ok"
+        assert expected in checks["cloud"]["told"]
+    assert await make().list_indexes() == []
 
 
 async def test_the_management_of_indexes(make: Make) -> None:

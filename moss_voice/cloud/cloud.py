@@ -204,6 +204,7 @@ def open_cloud(
     keyring: Keyring | None = None,
     key: str | None = None,
     authenticator: Authenticator | None = None,
+    on_sent: Received | None = None,
 ) -> Cloud:
     """Open a cloud; a server is not asked yet.
 
@@ -212,6 +213,7 @@ def open_cloud(
         keyring: To seal and open with.
         key: The project's key, for a server.
         authenticator: Gives tokens in place of it.
+        on_sent: Told of each segment that goes to a server: bytes so far, bytes in all.
 
     Raises:
         InvalidArgumentError: If the URL is of a kind that this version does not know.
@@ -221,7 +223,8 @@ def open_cloud(
         # A tenth of a second of imports that other clouds can do without.
         from moss_voice.cloud.http import HttpLog
 
-        return Cloud(HttpLog(where, key=key, authenticator=authenticator), keyring=keyring)
+        log_ = HttpLog(where, key=key, authenticator=authenticator, on_sent=on_sent)
+        return Cloud(log_, keyring=keyring)
     return Cloud(ObjectLog(open_objects(where)), keyring=keyring)
 
 
