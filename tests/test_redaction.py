@@ -763,9 +763,10 @@ def test_time_grows_with_length(part: str) -> None:
         redact_pii(text)
         return time.thread_time() - began
 
-    small = min(took_s(20_000) for _ in range(2))
+    # The least of three: what else the machine does comes on top of it.
+    small, large = (min(took_s(length) for _ in range(3)) for length in (20_000, 100_000))
     # A millisecond for the clock, where there is nothing to do at all.
-    assert took_s(100_000) < 15 * small + 0.001
+    assert large < 15 * small + 0.001
 
 
 # --- Real calls ----------------------------------------------------------------------------------
