@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -68,7 +69,7 @@ class Holder(Protocol):
         """Return seconds on a clock that never goes back."""
         ...
 
-    def versions_of(self, name: str) -> AsyncIterator[int] | None:
+    def versions_of(self, name: str) -> AsyncGenerator[int] | None:
         """Return an index's versions as they are made; None where nobody tells."""
         ...
 
@@ -164,9 +165,10 @@ class Following:
         pause_s = shortest_s
         while (versions := self._holder.versions_of(followed.name)) is not None:
             try:
-                async for version in versions:
-                    pause_s = shortest_s
-                    await self._told(followed, version)
+                async with aclosing(versions):
+                    async for version in versions:
+                        pause_s = shortest_s
+                        await self._told(followed, version)
             except MossError as error:
                 # Looking now and then goes on meanwhile.
                 logger.debug("index %r: the line is cut (%s)", followed.name, error.code)

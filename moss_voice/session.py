@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -1070,7 +1070,7 @@ class SessionIndex:
         """Return seconds on a clock that never goes back."""
         return self._now()
 
-    def versions_of(self, name: str) -> AsyncIterator[int] | None:
+    def versions_of(self, name: str) -> AsyncGenerator[int] | None:
         """Return an index's versions as the server tells of them; None where there is none."""
         return self._remote.cloud.log.watch(self._remote.project, name)
 

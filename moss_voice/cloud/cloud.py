@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -108,7 +109,7 @@ class Log(Protocol):
 
     async def read_segment(
         self, project: str, index: str, sha256: str
-    ) -> AsyncIterator[bytes] | None:
+    ) -> AsyncGenerator[bytes] | None:
         """Return a segment's bytes in parts, unchecked, or None where there is none."""
         ...
 
@@ -146,7 +147,7 @@ class Log(Protocol):
         """Return how far a job has come; raises `JobNotFoundError`."""
         ...
 
-    def watch(self, project: str, index: str) -> AsyncIterator[int] | None:
+    def watch(self, project: str, index: str) -> AsyncGenerator[int] | None:
         """Return the versions of an index as they are made, from now on; None where nobody tells.
 
         Ends, or raises `CloudUnavailableError`, when the line is cut.
@@ -305,17 +306,18 @@ class Cloud:
             )
         data = bytearray()
         digest = hashlib.sha256()
-        async for part in parts:
-            data += part
-            if len(data) > ref.size_bytes:
-                break
-            # A large part would hold up the event loop.
-            if len(part) > 1 << 16:
-                await asyncio.to_thread(digest.update, part)
-            else:
-                digest.update(part)
-            if on_received is not None:
-                on_received(len(data), ref.size_bytes)
+        async with aclosing(parts):
+            async for part in parts:
+                data += part
+                if len(data) > ref.size_bytes:
+                    break
+                # A large part would hold up the event loop.
+                if len(part) > 1 << 16:
+                    await asyncio.to_thread(digest.update, part)
+                else:
+                    digest.update(part)
+                if on_received is not None:
+                    on_received(len(data), ref.size_bytes)
         if len(data) != ref.size_bytes:
             raise CorruptDataError(
                 f"index {index!r}: segment {ref.sha256[:12]}: expected {ref.size_bytes} bytes, got"
@@ -878,7 +880,8 @@ class Cloud:
         parts = await self.log.read_segment(project, index, stored.sha256)
         if parts is None:
             return False
-        data = b"".join([part async for part in parts])
+        async with aclosing(parts):
+            data = b"".join([part async for part in parts])
 
         def look() -> bool:
             try:

@@ -298,7 +298,7 @@ class HttpLog:
 
     async def read_segment(
         self, project: str, index: str, sha256: str
-    ) -> AsyncIterator[bytes] | None:
+    ) -> AsyncGenerator[bytes] | None:
         """Return a segment's bytes in parts, unchecked, or None where there is none.
 
         A download that breaks off is continued: it asks for the rest, and passes over what it has where

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -119,7 +119,7 @@ class Objects:
             except FileNotFoundError:
                 return None
 
-    async def stream(self, path: str, *, part_bytes: int = 1 << 20) -> AsyncIterator[bytes] | None:
+    async def stream(self, path: str, *, part_bytes: int = 1 << 20) -> AsyncGenerator[bytes] | None:
         """Return an object in parts, or None where there is none."""
         with _translated(f"read from {self.name}"):
             try:
@@ -127,7 +127,7 @@ class Objects:
             except FileNotFoundError:
                 return None
 
-        async def parts() -> AsyncIterator[bytes]:
+        async def parts() -> AsyncGenerator[bytes]:
             with _translated(f"read from {self.name}"):
                 async for part in answer.stream(min_chunk_size=part_bytes):
                     yield bytes(part)

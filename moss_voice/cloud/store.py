@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -195,7 +195,7 @@ class ObjectLog:
 
     async def read_segment(
         self, project: str, index: str, sha256: str
-    ) -> AsyncIterator[bytes] | None:
+    ) -> AsyncGenerator[bytes] | None:
         """Return a segment's bytes in parts, unchecked, or None where there is none."""
         return await self.objects.stream(_segment_path(_folder(project, index), sha256))
 
