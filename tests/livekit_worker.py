@@ -91,7 +91,7 @@ async def _hanging_read_head(self: Cloud, project: str, index: str) -> Any:
 
 SessionIndex.open = classmethod(_noted_open)  # type: ignore[method-assign,assignment]
 Cloud.push = _slow_push  # type: ignore[method-assign]
-Cloud.read_head = _hanging_read_head  # type: ignore[method-assign]
+Cloud.read_head = _hanging_read_head  # type: ignore[method-assign,assignment]
 
 
 def kept(memory: CallMemory, turns: int) -> bool:

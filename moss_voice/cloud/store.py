@@ -25,6 +25,7 @@ import pydantic
 from pydantic import TypeAdapter
 
 from moss_voice.cloud import log
+from moss_voice.cloud.contract import Log
 from moss_voice.cloud.keys import ProjectKeys, utc_now
 from moss_voice.cloud.log import FRESH_S, GRACE_S, KEEP_COMMITS, Commit, Head, StoredSegment
 from moss_voice.cloud.names import decode_name, encode_name
@@ -59,7 +60,7 @@ class _Entry(NamedTuple):
         return self.at, self.tag
 
 
-class ObjectLog:
+class ObjectLog(Log):
     """The logs of many projects in one store.
 
     Safe to share between tasks; two processes on one store need nothing but the store. Every method
