@@ -614,7 +614,7 @@ async def test_head_is_cheap_where_nothing_changed() -> None:
 
 async def test_heads_known_are_bounded_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tags belong to one index of one project, and only so many are kept."""
-    monkeypatch.setattr("moss_voice.cloud.http._REMEMBERED", 3)
+    monkeypatch.setattr("moss_voice.cloud.http.resources._REMEMBERED", 3)
     good = reply(200, {"commit": None, "newest": 0}, ETag='"a"')
     async with talking(good) as (server, log):
         for project, index in [("p", "0"), ("q", "0"), *(("p", str(n)) for n in range(1, 5))]:
@@ -877,7 +877,7 @@ async def test_messages_are_one_short_line() -> None:
 @pytest.mark.parametrize("status", [200, 404, 500])
 async def test_answers_without_an_end(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an answer that goes on for ever so much is read as one of ours could be, and no more."""
-    monkeypatch.setattr("moss_voice.cloud.http._MAX_JSON_BYTES", 1 << 18)
+    monkeypatch.setattr("moss_voice.cloud.http.asking._MAX_JSON_BYTES", 1 << 18)
     poured = 0
 
     async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
