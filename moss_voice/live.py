@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec
@@ -26,6 +27,8 @@ _P = ParamSpec("_P")
 # A call begins: the caller waits for a greeting.
 OPEN_TIMEOUT_S = 3.0
 PUSH_TIMEOUT_S = 30.0
+# What is left for opening a call at least, where its recovery has used up the time.
+_LEAST_OPEN_S = 0.5
 # No recogniser pauses longer between two finals of one turn.
 _FORGOTTEN_S = 10.0
 
@@ -60,18 +63,19 @@ async def begin_call(
     Raises:
         MossError: If an argument, the credentials, a model or a knowledge index is wrong.
     """
+    left_s, started = open_timeout_s, time.monotonic()
     try:
         async with asyncio.timeout(open_timeout_s):
             await client.recover(call_id)
     except (MossError, TimeoutError) as error:
         logger.warning("call %r: not recovered now (%s)", call_id, type(error).__name__)
+        # The caller does not wait for the same cloud twice.
+        left_s = max(min(_LEAST_OPEN_S, open_timeout_s), left_s - (time.monotonic() - started))
     try:
-        return await client.call(call_id, open_timeout_s=open_timeout_s, **options)
+        return await client.call(call_id, open_timeout_s=left_s, **options)
     except JournalError as error:
         logger.error("call %r is not journaled and would not survive a crash: %s", call_id, error)
-        return await client.call(
-            call_id, open_timeout_s=open_timeout_s, **{**options, "journal": False}
-        )
+        return await client.call(call_id, open_timeout_s=left_s, **{**options, "journal": False})
 
 
 async def end_call(

@@ -1634,3 +1634,23 @@ async def test_the_faulty_proxy_repeats_itself() -> None:
             assert await anext(watching) == 1
             await log.close()
         assert proxy.counts == {"requests": 1, "pass": 1}
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://127.0.0.1:8333", False),
+        ("http://localhost:8333/x", False),
+        ("http://[::1]:8333", False),
+        ("https://moss.example.com", False),
+        ("http://moss.example.com", True),
+        ("http://10.0.0.7:8333", True),
+    ],
+)
+def test_a_key_in_the_clear_is_warned_of(
+    url: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Plain HTTP to another machine is done as asked, and said aloud, without the key."""
+    HttpLog(url, key="secret-key")
+    assert ("unencrypted" in caplog.text) is told
+    assert "secret-key" not in caplog.text

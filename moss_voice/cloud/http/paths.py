@@ -5,6 +5,7 @@ Every name is checked before it is part of a path, so that none can lead elsewhe
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Final
 from urllib.parse import quote, urlsplit
@@ -14,7 +15,14 @@ import httpx
 from moss_voice.cloud import log
 from moss_voice.errors import InvalidArgumentError, JobNotFoundError
 
-__all__ = ["checked_url", "index_path", "job_path", "project_path", "segment_path"]
+__all__ = [
+    "checked_url",
+    "index_path",
+    "is_in_the_clear",
+    "job_path",
+    "project_path",
+    "segment_path",
+]
 
 _JOB_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
@@ -41,6 +49,17 @@ def checked_url(url: str) -> str:
     if "?" in url or "#" in url:
         raise InvalidArgumentError(f"{expected}, without ? and #")
     return str(parsed).rstrip("/")
+
+
+def is_in_the_clear(url: str) -> bool:
+    """Tell whether what goes to a server can be read on its way: plain HTTP to another machine."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname in (None, "localhost"):
+        return False
+    try:
+        return not ipaddress.ip_address(str(parts.hostname)).is_loopback
+    except ValueError:
+        return True
 
 
 def _component(name: str) -> str:

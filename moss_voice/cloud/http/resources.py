@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -41,6 +42,7 @@ from moss_voice.cloud.http.events import EventStream
 from moss_voice.cloud.http.paths import (
     checked_url,
     index_path,
+    is_in_the_clear,
     job_path,
     project_path,
     segment_path,
@@ -55,6 +57,8 @@ from moss_voice.errors import (
 from moss_voice.types import JobStatusResponse
 
 __all__ = ["HttpLog"]
+
+logger = logging.getLogger(__name__)
 
 # Told how many bytes of how many were sent.
 Sent = Callable[[int, int], None]
@@ -113,6 +117,8 @@ class HttpLog(Log):
             AuthenticationError: If the key cannot be one.
         """
         self._name = checked_url(url)
+        if is_in_the_clear(self._name):
+            logger.warning("%s: the key and all else go there unencrypted; use https", self._name)
         self._credentials = Credentials(key, authenticator)
         self._lines = Lines()
         self._timeouts = timeouts
