@@ -1221,6 +1221,25 @@ def test_open_cloud_elsewhere(where: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("where", "environ"),
+    [
+        ("s3://bucket/agents", {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}),
+        ("gs://bucket/agents", {"GOOGLE_BEARER_TOKEN": "t"}),
+        ("az://container/agents", {"AZURE_STORAGE_ACCOUNT_NAME": "a", "AZURE_STORAGE_ACCOUNT_KEY": "YQ=="}),
+    ],
+)  # fmt: skip
+def test_object_stores_are_opened_by_their_urls(
+    where: str, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the credentials of their usual environment, and without asking anybody yet."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    cloud = open_cloud(where)
+    assert cloud.name == where
+    assert repr(cloud) == f"<Cloud {where}>"
+
+
 def test_put_if_absent_is_the_file_systems(tmp_path: Path) -> None:
     """A local directory has the guarantee that all else is built on: no object is replaced or torn."""
     stores = [LocalStore(tmp_path) for _ in range(8)]

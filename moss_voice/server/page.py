@@ -23,6 +23,8 @@ summary { cursor: pointer; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; border-top: 1px solid var(--line); }
 h2 { margin-top: 2rem; } .method { display: inline-block; min-width: 4.5rem; font-weight: 600; }
+.told { display: block; padding-left: 5.4rem; font-size: .9em; }
+@media (max-width: 40rem) { .told { padding-left: 1.1rem; } }
 """
 _HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _POLICY: Final = (
@@ -88,9 +90,11 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> str:
         for status, answer in operation["responses"].items()
     ]
     parts.append(f"<table><tr><th>answer</th><th></th><th></th></tr>{''.join(answers)}</table>")
+    told = str(operation.get("description") or operation.get("summary", "")).partition("\n")[0]
     return (
         f'<details><summary><span class="method">{_text(method.upper())}</span>'
-        f"<code>{_text(path)}</code></summary>{''.join(parts)}</details>"
+        f'<code>{_text(path)}</code><span class="told">{_text(told)}</span></summary>'
+        f"{''.join(parts)}</details>"
     )
 
 
