@@ -128,8 +128,9 @@ class MossClient:
                 `MOSS_VOICE_ENCRYPTION_KEY_FILE` where None.
             redact: Returns what may be kept of a text: applied to what is said in calls and added to
                 sessions, before it is embedded, journaled or pushed, and to what is asked of them;
-                `moss_voice.PiiRedactor()` finds card numbers, addresses and the like. Knowledge indexes
-                are stored as they are given.
+                `moss_voice.PiiRedactor()` finds card numbers, addresses and the like. It runs for each
+                turn and interim, on the event loop: it must be quick. Knowledge indexes are stored as
+                they are given.
             on_received: Told of each download as it comes: the index, bytes so far, bytes in all.
             on_sent: Told of each segment as it goes to a server: bytes so far, bytes in all.
 
