@@ -1024,7 +1024,7 @@ def _sweep(
 
     names = {ref.sha256 for commit in clean for ref in commit.segments}
     built = {key for commit in clean for key in built_keys(commit)}
-    cache.sweep(doomed, keep=names, keep_graphs=built)
+    cache.sweep(doomed, keep=names, keep_built=built)
 
 
 def _retrieved(task: asyncio.Future[Any]) -> None:

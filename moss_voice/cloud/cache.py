@@ -102,12 +102,12 @@ class SegmentCache:
                 temporary.write_text(f"{zlib.crc32(data):08x}")
             self._evict(keep=path)
 
-    def drop(self, sha256s: Collection[str], graph_keys: Collection[str] = ()) -> None:
-        """Remove segments, and graphs by their keys, that nobody is to find here any more."""
+    def drop(self, sha256s: Collection[str], built_keys: Collection[str] = ()) -> None:
+        """Remove segments, and what was built by its keys, that nobody is to find here any more."""
         for path in [self._segments / sha256 for sha256 in sha256s]:
             with self._forgiving("remove", path):
                 self._drop(path)
-        for key in graph_keys:
+        for key in built_keys:
             for path in self._graph_files(key):
                 with self._forgiving("remove", path):
                     self._drop(path)
@@ -117,14 +117,14 @@ class SegmentCache:
         doomed: Callable[[memoryview], bool],
         *,
         keep: Collection[str],
-        keep_graphs: Collection[str],
+        keep_built: Collection[str],
     ) -> None:
-        """Remove every segment of which `doomed` says so, and every graph, but for those to keep.
+        """Remove every segment of which `doomed` says so, and all that was built, but for what to keep.
 
         Args:
             doomed: Given a segment's bytes, unchecked.
             keep: Segments that are not looked at.
-            keep_graphs: Keys of graphs.
+            keep_built: Keys of what was built.
         """
         for path in self._segments.glob("*"):
             # What is temporary may be under way, and is swept out by and by.
@@ -132,7 +132,7 @@ class SegmentCache:
                 with self._forgiving("read", path):
                     if doomed(memoryview(path.read_bytes())):
                         self._drop(path)
-        stems = {_graph_stem(key) for key in keep_graphs}
+        stems = {_graph_stem(key) for key in keep_built}
         for path in self._graphs.glob("*"):
             if path.name.partition(".")[0] not in stems and path.suffix != _TEMPORARY:
                 with self._forgiving("remove", path):
@@ -147,8 +147,13 @@ class SegmentCache:
             commit: Of an index whose segments are here.
         """
         path = self._head_of(cloud, project, commit.index)
-        with self._forgiving("write", path), self._writing(path) as temporary:
-            temporary.write_bytes(commit.encode())
+        data = commit.encode()
+        with self._forgiving("write", path):
+            # An index that is opened again and again mostly has not changed.
+            if path.exists() and path.read_bytes() == data:
+                return
+            with self._writing(path) as temporary:
+                temporary.write_bytes(data)
 
     def read_head(self, cloud: str, project: str, index: str) -> Commit | None:
         """Return the commit remembered, or None where there is none, or it is damaged."""
