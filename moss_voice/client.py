@@ -13,7 +13,7 @@ import os
 import signal
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
@@ -315,7 +315,8 @@ class MossClient:
         call_id: str,
         *,
         knowledge: Sequence[str] = (),
-        focus: Sequence[str] = (),
+        focus: Sequence[str] | None = None,
+        without: Collection[str] = (),
         model_id: str | None = None,
         top_k: int = ranking.DEFAULT_TOP_K,
         alpha: float = ranking.DEFAULT_ALPHA,
@@ -332,7 +333,9 @@ class MossClient:
         Args:
             call_id: Names the call and its index.
             knowledge: Names of indexes to look things up in; loaded where they are not yet.
-            focus: Metadata fields of theirs that hold names of what a call can be about.
+            focus: Metadata fields of theirs that hold names of what a call can be about; where None,
+                fields are found that look like it.
+            without: Parts of the retrieval to leave out, such as `["gate"]`; see `ranking.Part`.
             model_id: See `session`.
             top_k: The most hits in one context.
             alpha: See `QueryOptions`.
@@ -354,8 +357,8 @@ class MossClient:
         """
         self._check_key_holder("call()")
         ttl_s = _seconds(ttl)
-        if isinstance(knowledge, str) or isinstance(focus, str):
-            raise InvalidArgumentError("knowledge and focus: expected a list of names")
+        if any(isinstance(names, str) for names in (knowledge, focus, without)):
+            raise InvalidArgumentError("knowledge, focus and without: expected a list of names")
         if open_timeout_s is None:
             remote = await self._remote()
             session, *indexes = await asyncio.gather(
@@ -384,6 +387,7 @@ class MossClient:
                 knowledge=indexes,
                 journal=book,
                 focus=focus,
+                without=without,
                 top_k=top_k,
                 alpha=alpha,
                 min_score=min_score,

@@ -7,6 +7,7 @@ here embeds, waits, or knows where documents come from.
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,15 +20,18 @@ import numpy.typing as npt
 from moss_voice.errors import InvalidArgumentError
 from moss_voice.filters import Columns, Filter
 from moss_voice.keywords import ByTerm, Keywords, Postings
-from moss_voice.ranking import best, fuse, to_score
-from moss_voice.types import Metadata
+from moss_voice.ranking import best, diverse, fuse, lent, newer, to_score
+from moss_voice.types import HitParts, Metadata
 from moss_voice.vectors import EXACT_ROWS, Graph, Vectors
 
 __all__ = [
+    "PLAIN",
     "Batch",
     "Block",
     "Index",
+    "Manner",
     "Match",
+    "Places",
     "StoredDocument",
     "decode_document",
     "encode_document",
@@ -40,6 +44,11 @@ Bool = npt.NDArray[np.bool_]
 # What the graph and the keywords each propose before the exact scores decide. With fewer, a document
 # that is good in both but best in neither is missed.
 CANDIDATES: Final = 64
+# Turns are scored one and all while there are not more of them: a longer call than any.
+EXACT_TURNS: Final = 4 * EXACT_ROWS
+# Of how many candidates the diverse ones are chosen: the same for small `top_k`, so that a shorter list
+# begins like a longer one.
+_POOL: Final = 64
 # Tombstones are swept out when they outnumber the living, but not for a handful.
 SWEEP_ROWS: Final = 1024
 
@@ -133,19 +142,63 @@ class Match(NamedTuple):
     Attributes:
         line: The encoded document.
         score: In [0, 1]: the cosine mapped, or the share of the best keyword score at alpha 0.
-        fused: What it was ranked by; comparable within one search only.
+        parts: What it was ranked by.
     """
 
     row: int
     id: str
     line: bytes
     score: float
-    fused: float
+    parts: HitParts
+
+    @property
+    def fused(self) -> float:
+        """The sum of its parts; comparable within one search only."""
+        return self.parts.total
 
     @property
     def document(self) -> StoredDocument:
         """The document, decoded anew each time: of many candidates only the best are looked at."""
         return decode_document(self.line)
+
+
+class Manner(NamedTuple):
+    """How a search ranks beyond meaning and words.
+
+    Attributes:
+        keyword_weight: How much more than usual a word counts.
+        neighbours: Documents are turns, in order of insertion, and lend to those beside them.
+        recency: Later ones gain a little.
+        spread: Turns close to a better one lose a little.
+        near_duplicates: Documents that say what a better one says lose a little.
+    """
+
+    keyword_weight: float = 1.0
+    neighbours: bool = False
+    recency: bool = False
+    spread: bool = False
+    near_duplicates: bool = False
+
+    @property
+    def of_turns(self) -> bool:
+        """True where documents stand in an order that counts."""
+        return self.neighbours or self.recency or self.spread
+
+
+PLAIN: Final = Manner()
+_NO_ROWS: Final = np.empty(0, np.int64)
+
+
+class Places(NamedTuple):
+    """Where groups of documents lie, for as long as the rows are not swept together.
+
+    Attributes:
+        rows: (n,) int64 rows, ascending, per group.
+        matter: What the rows are of.
+    """
+
+    rows: Mapping[str, I64]
+    matter: object
 
 
 class _Column:
@@ -244,6 +297,10 @@ class _Generation(NamedTuple):
         return mask
 
 
+# No two states of any indexes have the same number.
+_revisions = itertools.count()
+
+
 class Words(NamedTuple):
     """The keyword half of a search: rows of one generation that share a word, and their scores."""
 
@@ -283,6 +340,7 @@ class Index:
             raise InvalidArgumentError("two rows alive share an id")
         ordinals = matter.ordinals.view(alive.size)
         self._next_ordinal = int(ordinals.max(initial=-1)) + 1
+        self.revision = next(_revisions)
         self._generation = _Generation(matter, alive.size, alive, len(matter.row_of), None)
 
     def __len__(self) -> int:
@@ -373,6 +431,7 @@ class Index:
             alive.flags.writeable = False
             graph = None
         self._generation = _Generation(matter, alive.size, alive, n_alive, graph)
+        self.revision = next(_revisions)
 
     def get(self, ids: Sequence[str] | None = None) -> list[StoredDocument]:
         """Return documents by id in the order asked (unknown ids are passed over), or all in order."""
@@ -428,6 +487,8 @@ class Index:
         min_score: float | None = None,
         exclude: Collection[str] = (),
         boost: Mapping[str, float] | None = None,
+        places: Places | None = None,
+        manner: Manner = PLAIN,
     ) -> list[Match]:
         """Return the best documents, best first, equal ones in order of insertion.
 
@@ -440,7 +501,9 @@ class Index:
             condition: Only documents that pass are ranked.
             min_score: Documents of a lower score are left out.
             exclude: Ids that are left out.
-            boost: Added to the fused score of these ids.
+            boost: Added to the fused score of these groups of `places`.
+            places: Where groups lie, by `places_of`; groups whose rows were moved gain nothing.
+            manner: What else counts.
 
         Returns:
             As many as exist up to `top_k`, but for `min_score` and, at alpha 0, documents that share
@@ -458,11 +521,14 @@ class Index:
             _, words, scores = terms if isinstance(terms, Words) else self.words(terms)
             passing = allowed[words]
             words, scores = words[passing], scores[passing]
-        boosted = {row: boost[id_] for id_, row in now.rows(boost).items()} if boost else {}
+        boosted = _boosted(now, boost, places)
         if alpha == 0.0 or vector is None:
             return _keyword_matches(now, words, scores, top_k, min_score, boosted)
 
-        rows = self._candidates(now, vector, words, scores, allowed, n_allowed, top_k, boosted)
+        of_turns = manner.of_turns and now.n_rows <= EXACT_TURNS
+        rows = None
+        if not of_turns:
+            rows = self._candidates(now, vector, words, scores, allowed, n_allowed, top_k, boosted)
         dense = (
             now.matter.vectors.scan(vector, n_rows=now.n_rows)
             if rows is None
@@ -475,22 +541,36 @@ class Index:
             # Both ascend: look the candidates up among the rows that share a word.
             at = np.minimum(np.searchsorted(words, rows), words.size - 1)
             np.copyto(keyword, scores[at], where=words[at] == rows)
-        fused = fuse(dense, keyword, alpha=alpha)
+        fused = fuse(dense, keyword, alpha=alpha, keyword_weight=manner.keyword_weight)
         score = to_score(dense)
-        _add(boosted, fused, rows)
-        if rows is None:
-            fused[~allowed] = -np.inf
-        if min_score is not None:
-            fused[score < min_score] = -np.inf
+        low = score < min_score if min_score is not None else np.zeros(score.size, np.bool_)
         ordinals = now.matter.ordinals.view(now.n_rows)
-        chosen = best(fused, ordinals if rows is None else ordinals[rows], k=top_k)
+        extra = _Extra(focus=_spread_out(boosted, fused.size, rows))
+        if of_turns:
+            extra = _among_turns(now, fused, allowed, ordinals, manner, extra)
+        ranked = fused + extra.total
+        ranked[low] = -np.inf
+        if rows is None:
+            ranked[~allowed] = -np.inf
+        pool = max(_POOL, 2 * top_k) if manner.spread or manner.near_duplicates else top_k
+        chosen = best(ranked, ordinals if rows is None else ordinals[rows], k=pool)
+        if pool != top_k:
+            among = chosen if rows is None else rows[chosen]
+            kept = diverse(
+                ranked[chosen],
+                k=top_k,
+                places=extra.places[chosen] if manner.spread and of_turns else None,
+                vectors=now.matter.vectors.take(among) if manner.near_duplicates else None,
+            )
+            chosen = chosen[kept]
+        semantic = np.float32(alpha) * dense
         return [
             Match(
                 row := int(at if rows is None else rows[at]),
                 now.matter.ids[row],
                 now.matter.documents[row],
                 float(score[at]),
-                float(fused[at]),
+                HitParts(float(semantic[at]), float(fused[at] - semantic[at]), *extra.of(int(at))),
             )
             for at in chosen
         ]
@@ -504,7 +584,7 @@ class Index:
         allowed: Bool,
         n_allowed: int,
         top_k: int,
-        boosted: Mapping[int, float],
+        boosted: Sequence[tuple[I64, float]],
     ) -> I64 | None:
         """Return the rows worth an exact score, ascending, or None for all of them."""
         if now.n_rows <= EXACT_ROWS:
@@ -525,10 +605,57 @@ class Index:
         if words.size > wanted:
             words = words[np.argpartition(scores, words.size - wanted)[words.size - wanted :]]
         chosen[words] = True
-        if boosted:
-            rows = np.fromiter(boosted, np.int64, len(boosted))
+        for rows, _ in boosted:
             chosen[rows[allowed[rows]]] = True
         return np.flatnonzero(chosen)
+
+    def places_of(self, fields: Sequence[str]) -> Places:
+        """Return where the documents lie that have each text value of some metadata fields.
+
+        Returns:
+            The rows per value, in order of the first document that has it. Decodes every document:
+            3 us each.
+        """
+        with self._write:
+            now = self._generation
+            lines = [(row, now.matter.documents[row]) for row in np.flatnonzero(now.alive).tolist()]
+        groups: dict[str, list[int]] = {}
+        for row, line in lines:
+            metadata = decode_document(line).metadata or {}
+            for value in dict.fromkeys(metadata.get(field) for field in fields):
+                if isinstance(value, str) and value.strip():
+                    groups.setdefault(value, []).append(row)
+        rows = {value: np.array(of_value, np.int64) for value, of_value in groups.items()}
+        return Places(rows, now.matter)
+
+    def sample(self, most: int) -> tuple[list[StoredDocument], F32]:
+        """Return documents from all over the index, and their (n, dim) float32 vectors; always the same."""
+        with self._write:
+            now = self._generation
+            rows = np.flatnonzero(now.alive)
+            if rows.size > most:
+                rows = rows[np.sort(np.random.default_rng(0).permutation(rows.size)[:most])]
+            lines = [now.matter.documents[row] for row in rows.tolist()]
+            vectors = now.matter.vectors.take(rows)
+        return [decode_document(line) for line in lines], vectors
+
+    def nearest_of(self, vector: F32, places: Places, values: Sequence[str]) -> list[float]:
+        """Return the best cosine among the documents of each value of `places`.
+
+        Returns:
+            One per value, 1 where nothing is known of it. O(documents of the values).
+        """
+        now = self._generation
+        groups = [places.rows.get(value, _NO_ROWS) for value in values]
+        if places.matter is not now.matter or not any(rows.size for rows in groups):
+            return [1.0] * len(values)
+        cosines = now.matter.vectors.dot(vector, np.concatenate(groups))
+        ends = np.cumsum([rows.size for rows in groups])
+        starts = [0, *ends[:-1].tolist()]
+        return [
+            float(cosines[start:end].max()) if end > start else 1.0
+            for start, end in zip(starts, ends.tolist(), strict=True)
+        ]
 
     @property
     def wants_graph(self) -> bool:
@@ -613,12 +740,85 @@ def _extract(matter: _Matter, rows: I64) -> Block:
     )
 
 
-def _add(extra: Mapping[int, float], scores: F32, rows: I64 | None) -> None:
-    """Add something to the scores of some rows; `rows` are those scored, ascending, None for all."""
-    for row, more in extra.items():
-        at = row if rows is None else int(np.searchsorted(rows, row))
-        if at < scores.size and (rows is None or rows[at] == row):
-            scores[at] += np.float32(more)
+class _Extra(NamedTuple):
+    """What is added to a fused score: a number for all, or one for each."""
+
+    focus: F32
+    neighbour: F32 | None = None
+    recency: F32 | None = None
+    places: I64 = np.empty(0, np.int64)
+
+    @property
+    def total(self) -> F32:
+        total = self.focus
+        for part in (self.neighbour, self.recency):
+            if part is not None:
+                total = total + part
+        return total
+
+    def of(self, at: int) -> tuple[float, float, float]:
+        """Return the parts of one row."""
+        return (
+            float(self.focus[at]),
+            float(self.neighbour[at]) if self.neighbour is not None else 0.0,
+            float(self.recency[at]) if self.recency is not None else 0.0,
+        )
+
+
+def _boosted(
+    now: _Generation, boost: Mapping[str, float] | None, places: Places | None
+) -> list[tuple[I64, float]]:
+    """Return the rows of this generation that gain something, the least gain first."""
+    if not boost or places is None or places.matter is not now.matter:
+        return []
+    groups = [
+        (rows, weight)
+        for value, weight in boost.items()
+        if (rows := places.rows.get(value)) is not None
+    ]
+    groups.sort(key=lambda group: group[1])
+    return [(rows[rows < now.n_rows], weight) for rows, weight in groups]
+
+
+def _spread_out(groups: Sequence[tuple[I64, float]], size: int, rows: I64 | None) -> F32:
+    """Return each row's gain, the largest of those of its groups; `rows` as in `search`."""
+    gains = np.zeros(size, np.float32)
+    for members, weight in groups:
+        if rows is None:
+            gains[members] = weight
+        else:
+            at = np.searchsorted(rows, members)
+            at = at[at < size]
+            gains[at[np.isin(rows[at], members, assume_unique=True)]] = weight
+    return gains
+
+
+def _among_turns(
+    now: _Generation,
+    fused: F32,
+    allowed: Bool,
+    ordinals: I64,
+    manner: Manner,
+    extra: _Extra,
+) -> _Extra:
+    """Add what turns get from their places in the call; what is left out lends nothing."""
+    order = np.flatnonzero(now.alive)
+    in_order = ordinals[order]
+    if np.any(in_order[1:] < in_order[:-1]):
+        order = order[np.argsort(in_order)]
+    places = np.zeros(fused.size, np.int64)
+    places[order] = np.arange(order.size)
+    neighbour = recency = None
+    if manner.neighbours:
+        said = fused[order]
+        lending = allowed[order]
+        said[~lending] = said[lending].mean()
+        neighbour = np.zeros(fused.size, np.float32)
+        neighbour[order] = lent(said)
+    if manner.recency:
+        recency = np.zeros(fused.size, np.float32)
+        recency[order] = newer(order.size)
+    return extra._replace(neighbour=neighbour, recency=recency, places=places)
 
 
 def _keyword_matches(
@@ -627,12 +827,12 @@ def _keyword_matches(
     scores: F32,
     top_k: int,
     min_score: float | None,
-    boosted: Mapping[int, float],
+    boosted: Sequence[tuple[I64, float]],
 ) -> list[Match]:
     """Rank by keywords alone; `rows` are those that share a word with the query, ascending."""
     share = scores / scores.max(initial=np.float32(1e-30))
-    fused = share.copy()
-    _add(boosted, fused, rows)
+    focus = _spread_out(boosted, share.size, rows)
+    fused = share + focus
     if min_score is not None:
         fused[share < min_score] = -np.inf
     return [
@@ -641,7 +841,7 @@ def _keyword_matches(
             now.matter.ids[row],
             now.matter.documents[row],
             float(share[at]),
-            float(fused[at]),
+            HitParts(0.0, float(share[at]), float(focus[at])),
         )
         for at in best(fused, now.matter.ordinals.view(now.n_rows)[rows], k=top_k)
     ]

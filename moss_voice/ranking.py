@@ -1,9 +1,14 @@
 """Scores in, scores out: pure functions, and the one place for the constants of ranking.
 
-Each constant names the measurement that chose it; `docs/decisions/004-ranking.md` has the tables.
+The law: a hit's score is a sum of parts, and each part can be left out by its name (`Part`). Every
+constant names the measurement that chose it; `docs/quality.md` has the tables, `make bench-quality`
+makes them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,34 +16,118 @@ import numpy.typing as npt
 __all__ = [
     "CONVERSATION_TURNS",
     "CONVERSATION_WEIGHT",
+    "CONVERSATION_WEIGHT_IN_FOCUS",
     "DEFAULT_ALPHA",
     "DEFAULT_TOP_K",
+    "FOCUS_DECAY",
+    "FOCUS_NEARNESS",
+    "FOCUS_WEIGHT",
+    "KEYWORDS_IN_FOCUS",
+    "KEYWORDS_OF_TURNS",
     "KEYWORD_DECAY",
-    "KEYWORD_SCALE",
+    "KEYWORD_DECAY_IN_FOCUS",
+    "KEYWORD_UNIT",
+    "PARTS",
+    "Part",
     "best",
+    "check_parts",
+    "decayed",
+    "diverse",
     "fuse",
+    "lent",
+    "nearness",
+    "newer",
+    "threshold",
     "to_score",
+    "widened",
 ]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-DEFAULT_TOP_K = 5
-DEFAULT_ALPHA = 0.8
+Part = Literal[
+    "conversation",
+    "keyword_window",
+    "focus",
+    "topic_change",
+    "neighbours",
+    "recency",
+    "spread",
+    "near_duplicates",
+    "numbers",
+    "gate",
+]
+"""What a call's retrieval does beyond a search by the last turn; each can be turned off by its name."""
 
-# At the default alpha of 0.8 a keyword score then counts half as much as a cosine: the mixture
-# `dense + 0.5 kw` that won on LoCoMo and DSTC10 (design, section 5).
-KEYWORD_SCALE = 2.0
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
 
-# DSTC10: the mean of the previous three turns' vectors, weighted 0.8, beside the turn's own, and the
-# words of the last four turns (design, section 5).
-CONVERSATION_TURNS = 3
-CONVERSATION_WEIGHT = 0.8
+DEFAULT_TOP_K: Final = 5
+DEFAULT_ALPHA: Final = 0.8
+
+# The BM25 score that counts as much as a cosine of 1 where alpha is 0.5. A fixed unit and not the
+# query's best score: "okay great thanks" must not lift whatever passage holds one of its words to the
+# top. At alpha 0.8, Banking77 R@1 is .792 with it and .761 with the best score.
+KEYWORD_UNIT: Final = 6.0
+# A turn is found by its words more than a passage is (QMSum), and once it is known which thing the
+# caller means, the words about it say less (DSTC11: R@1 .70 against .68).
+KEYWORDS_OF_TURNS: Final = 1.2
+KEYWORDS_IN_FOCUS: Final = 0.8
+
+# The mean of the previous three turns' vectors, beside the turn's own. It stands in for the name of
+# what the call is about: where that is known it mostly blurs (DSTC11 R@1 .61 with 0.8, .70 with 0.3).
+CONVERSATION_TURNS: Final = 3
+CONVERSATION_WEIGHT: Final = 0.8
+CONVERSATION_WEIGHT_IN_FOCUS: Final = 0.3
 # Share of a keyword's weight that is left one turn later.
-KEYWORD_DECAY = 0.5
+KEYWORD_DECAY: Final = 0.5
+KEYWORD_DECAY_IN_FOCUS: Final = 0.4
+
+# What a passage gains for being about the value named last, and the share of it per value named since.
+FOCUS_WEIGHT: Final = 0.5
+FOCUS_DECAY: Final = 0.7
+# Below this share of the turn's nearness to the knowledge, no passage of the value is what the turn is
+# about, and the value gains nothing. Of right values 2% lie under 0.55 (DSTC10) and 0.63 (DSTC11).
+FOCUS_NEARNESS: Final = 0.45
+
+# The share of its score that a turn lends to the one before and the one after: 0.2 to 0.3 are as good
+# as each other on QMSum, 0.3 won on LoCoMo (design, section 5).
+NEIGHBOUR_WEIGHT: Final = 0.25
+# What the last turn of the call gains on the first: decides between turns that are equally good.
+RECENCY_WEIGHT: Final = 0.016
+# Taken from turns close to one that is chosen, up to four turns away: they are of one passage of talk,
+# and other such passages should be heard too (QMSum hit@5 .73 to .75, hit@10 .84 to .86). The turn
+# right after stays as it is: it may be the answer.
+SPREAD_PENALTY: Final = 0.16
+SPREAD_TURNS: Final = (-4, -3, -2, -1, 2, 3, 4)
+# A hit whose cosine with a better one is above this says much the same; one of cosine 1 loses the
+# penalty in full (Banking77 R@5 .928 to .942, DSTC11 hit@5 +.002).
+DUPLICATE_COSINE: Final = 0.8
+DUPLICATE_PENALTY: Final = 0.24
+
+# How near a turn is to a knowledge index: the mean of its best three cosines among a sample of the
+# passages, and a little more for a turn that asks (DSTC10 AUC .86 to .89).
+GATE_SAMPLE: Final = 1024
+GATE_NEAREST: Final = 3
+GATE_ASKS: Final = 0.1
+# A turn needs the index from this share on of what its own passages have among each other.
+GATE_SHARE: Final = 0.55
 
 
-def fuse(dense: F32, keyword: F32, *, alpha: float) -> F32:
+def check_parts(names: Iterable[str]) -> frozenset[Part]:
+    """Return the names of parts as a set.
+
+    Raises:
+        ValueError: If one is no part; tells which there are.
+    """
+    known: dict[str, Part] = {part: part for part in PARTS}
+    given = frozenset(names)
+    unknown = sorted(given - known.keys())
+    if unknown:
+        raise ValueError(f"expected parts of {', '.join(PARTS)}; got {', '.join(unknown)}")
+    return frozenset(known[name] for name in given)
+
+
+def fuse(dense: F32, keyword: F32, *, alpha: float, keyword_weight: float = 1.0) -> F32:
     """Mix meaning and keywords by adding scores.
 
     Adding beats reciprocal rank fusion on every set that we measured: ranks throw away how much
@@ -48,9 +137,10 @@ def fuse(dense: F32, keyword: F32, *, alpha: float) -> F32:
         dense: (n,) float32 cosines in [-1, 1].
         keyword: (n,) float32 BM25 scores >= 0.
         alpha: 1 counts meaning alone, 0 keywords alone.
+        keyword_weight: How much more than usual a word counts.
 
     Returns:
-        (n,) float32: `alpha * dense + (1 - alpha) * KEYWORD_SCALE * keyword / max(keyword)`.
+        (n,) float32: `alpha * dense + (1 - alpha) * keyword_weight * keyword / KEYWORD_UNIT`.
 
     Raises:
         ValueError: If `alpha` is outside [0, 1] or the shapes differ.
@@ -59,10 +149,9 @@ def fuse(dense: F32, keyword: F32, *, alpha: float) -> F32:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     if dense.shape != keyword.shape:
         raise ValueError(f"expected equal shapes, got {dense.shape} and {keyword.shape}")
-    top = float(keyword.max(initial=0.0))
     fused: F32 = np.float32(alpha) * dense
-    if top > 0.0 and alpha < 1.0:
-        fused += np.float32((1.0 - alpha) * KEYWORD_SCALE / top) * keyword
+    if alpha < 1.0:
+        fused += np.float32((1.0 - alpha) * keyword_weight / KEYWORD_UNIT) * keyword
     return fused
 
 
@@ -70,6 +159,75 @@ def to_score(cosine: F32) -> F32:
     """Map cosines in [-1, 1] to scores in [0, 1]: `(1 + cosine) / 2`, clipped against rounding."""
     mapped: F32 = np.clip((cosine + np.float32(1.0)) * np.float32(0.5), 0.0, 1.0)
     return mapped
+
+
+def widened(vector: F32, earlier: Sequence[F32], *, weight: float) -> F32:
+    """Add what was said before to a query, at no model run.
+
+    Args:
+        vector: (dim,) float32 unit vector of the turn.
+        earlier: Those of the turns before it; the last `CONVERSATION_TURNS` count, all alike.
+        weight: Of their mean.
+
+    Returns:
+        (dim,) float32 unit vector; `vector` itself where nothing is to be added.
+    """
+    recent = earlier[-CONVERSATION_TURNS:]
+    if not recent or weight == 0.0:
+        return vector
+    wide: F32 = sum(recent[1:], start=recent[0]) * np.float32(weight / len(recent))
+    wide += vector
+    norm = float(np.sqrt(wide @ wide))
+    return wide / np.float32(norm) if norm > 1e-6 else vector
+
+
+def decayed(
+    terms: Iterable[int], earlier: Iterable[Iterable[int]], *, decay: float
+) -> dict[int, float]:
+    """Weigh the words of a turn and of those before it.
+
+    Args:
+        terms: Term hashes of the turn: each counts 1.
+        earlier: Those of the turns before, the latest first: each counts `decay` to the power of its
+            age, by its latest mention.
+        decay: In [0, 1]; 0 counts the turn alone.
+    """
+    weights = dict.fromkeys(terms, 1.0)
+    for age, said in enumerate(earlier if decay > 0.0 else (), start=1):
+        weight = decay**age
+        for term in said:
+            weights.setdefault(term, weight)
+    return weights
+
+
+def lent(scores: F32, *, weight: float = NEIGHBOUR_WEIGHT) -> F32:
+    """Return what each turn gets from its neighbours: a share of how much better than most they are.
+
+    The answer to a question often sits in the turn after the one that shares its words. Measured from
+    the mean of the call, so that a turn's sum stays comparable with a passage's, which has none.
+
+    Args:
+        scores: (n,) float32, one per turn in the order spoken.
+        weight: Share lent by each direct neighbour, in [0, 1).
+
+    Returns:
+        (n,) float32, below 0 where the neighbours are worse than the mean. O(n).
+
+    Raises:
+        ValueError: If `weight` is out of range.
+    """
+    if not 0.0 <= weight < 1.0:
+        raise ValueError(f"weight must be in [0, 1), got {weight}")
+    shares = np.float32(weight) * (scores - scores.mean()) if scores.size else scores
+    got = np.zeros_like(scores)
+    got[1:] += shares[:-1]
+    got[:-1] += shares[1:]
+    return got
+
+
+def newer(n: int) -> F32:
+    """Return what each of n turns, the earliest first, gains for being recent: (n,) float32."""
+    return np.linspace(0.0, RECENCY_WEIGHT, n, dtype=np.float32)
 
 
 def best(scores: F32, ordinals: I64, *, k: int) -> I64:
@@ -91,3 +249,54 @@ def best(scores: F32, ordinals: I64, *, k: int) -> I64:
     order = np.lexsort((ordinals[candidates], -scores[candidates]))
     chosen = candidates[order][:k]
     return chosen[scores[chosen] > -np.inf].astype(np.int64)
+
+
+def diverse(
+    scores: F32, *, k: int, places: I64 | None = None, vectors: F32 | None = None
+) -> list[int]:
+    """Choose k of some candidates one after another, so that they don't all say the same.
+
+    Each one chosen takes something from those still to choose: from turns close to it in the call, and
+    from what says nearly the same (after Carbonell and Goldstein 1998, MMR, with a threshold).
+
+    Args:
+        scores: (n,) float32, best first.
+        k: How many at the most.
+        places: (n,) int64 places in the call; None where candidates are no turns.
+        vectors: (n, dim) float32 unit rows; None where near-duplicates are welcome.
+
+    Returns:
+        Positions into `scores`, in the order chosen. O(k * n * dim).
+    """
+    left = scores.astype(np.float32, copy=True)
+    chosen: list[int] = []
+    for _ in range(min(k, left.size)):
+        at = int(left.argmax())
+        chosen.append(at)
+        left[at] = -np.inf
+        if places is not None:
+            left[np.isin(places - places[at], SPREAD_TURNS)] -= np.float32(SPREAD_PENALTY)
+        if vectors is not None:
+            over = np.einsum("ij,j->i", vectors, vectors[at]) - np.float32(DUPLICATE_COSINE)
+            over *= np.float32(DUPLICATE_PENALTY / (1.0 - DUPLICATE_COSINE))
+            left -= np.maximum(over, np.float32(0.0))
+    return chosen
+
+
+def nearness(cosines: F32) -> float:
+    """Tell how near a turn is to an index: the mean of the best `GATE_NEAREST` of its cosines, (n,)."""
+    k = min(GATE_NEAREST, cosines.size)
+    return float(np.partition(cosines, cosines.size - k)[cosines.size - k :].mean()) if k else 0.0
+
+
+def threshold(nearnesses: Iterator[float] | Sequence[float]) -> float:
+    """Return the nearness from which on a turn needs an index.
+
+    Args:
+        nearnesses: Of the index's own passages, each among the others.
+
+    Returns:
+        `GATE_SHARE` of their median; -1, which lets every turn pass, where there are none.
+    """
+    known = list(nearnesses)
+    return GATE_SHARE * float(np.median(known)) if known else -1.0

@@ -41,10 +41,13 @@ from moss_voice.errors import (
 from moss_voice.filters import Filter, parse_filter
 from moss_voice.following import Followed, Following
 from moss_voice.index import (
+    PLAIN,
     Batch,
     Block,
     Index,
+    Manner,
     Match,
+    Places,
     StoredDocument,
     Words,
     decode_document,
@@ -569,7 +572,7 @@ class SessionIndex:
         """Return a match as callers get it."""
         doc = match.document
         return QueryResultDocumentInfo(
-            doc.id, doc.text, doc.metadata, doc.payload, match.score, self._name
+            doc.id, doc.text, doc.metadata, doc.payload, match.score, self._name, match.parts
         )
 
     def _query(self, query: str, options: QueryOptions, condition: Filter | None) -> list[Match]:
@@ -609,7 +612,9 @@ class SessionIndex:
         condition: Filter | None = None,
         exclude: Collection[str] = (),
         boost: Mapping[str, float] | None = None,
+        places: Places | None = None,
         min_score: float | None = None,
+        manner: Manner = PLAIN,
     ) -> list[Match]:
         """Search by what a query was made into; synchronous, for code that is on a worker already.
 
@@ -625,8 +630,29 @@ class SessionIndex:
             condition=condition,
             exclude=exclude,
             boost=boost,
+            places=places,
             min_score=min_score,
+            manner=manner,
         )
+
+    @property
+    def revision(self) -> int:
+        """A number that no other state of this or another index has; -1 without documents."""
+        return self._index.revision if self._index is not None else -1
+
+    def sample(self, most: int) -> tuple[list[StoredDocument], F32]:
+        """Return some documents with their vectors; see `Index.sample`."""
+        if self._index is None:
+            return [], np.empty((0, 0), np.float32)
+        return self._index.sample(most)
+
+    def places_of(self, fields: Sequence[str]) -> Places:
+        """Return where the documents of each value of some metadata fields lie; see `Index.places_of`."""
+        return self._index.places_of(fields) if self._index is not None else Places({}, None)
+
+    def nearest_of(self, vector: F32, places: Places, values: Sequence[str]) -> list[float]:
+        """Return the best cosine among the documents of each value; see `Index.nearest_of`."""
+        return self._index.nearest_of(vector, places, values) if self._index is not None else []
 
     def documents(self) -> list[StoredDocument]:
         """Return all documents in order; synchronous, for code that is on a worker already."""

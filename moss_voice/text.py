@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import Stemmer
 
-__all__ = ["ANALYZER", "is_filler", "sentences", "squash", "term_ids", "terms", "words"]
+__all__ = ["ANALYZER", "asks", "is_filler", "sentences", "squash", "term_ids", "terms", "words"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -68,6 +68,14 @@ _FILLER: Final = re.compile(
     r"|that's right|that's fine|that's good|that's great|go ahead"
     r"|hi|hello|hey|bye|goodbye|thanks|thank you|thank you so much|thank you very much"
     r"|thanks so much|thanks a lot)(?: |\Z))*"
+)
+
+# How English asks: a question mark, a question word, or a verb before its subject, which a recogniser
+# leaves when it drops the mark.
+_ASKS: Final = re.compile(
+    r"\?|\b(?:what|which|how|where|when|who|whose|why|whether|any)\b"
+    r"|\b(?:do|does|did|is|are|was|were|can|could|will|would|has|have|should|may) "
+    r"(?:they|it|you|there|we|i|he|she|this|that|the|these|those|my|your)\b"
 )
 
 _SENTENCE_END: Final = re.compile(
@@ -178,6 +186,11 @@ def is_filler(text: str) -> bool:
     and no filler: with the question before it, it can ask for knowledge.
     """
     return _FILLER.fullmatch(squash(text)) is not None
+
+
+def asks(text: str) -> bool:
+    """Tell whether a turn asks something, by its form: English, and without looking at what is meant."""
+    return _ASKS.search(_normal(text)) is not None
 
 
 def squash(text: str) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "DocumentInfo",
     "GetDocumentsOptions",
     "Hit",
+    "HitParts",
     "IndexInfo",
     "IndexVersion",
     "JobStatus",
@@ -122,8 +123,37 @@ class MutationOptions:
 
 
 @plain(frozen=True, slots=True)
+class HitParts:
+    """What a hit was ranked by: its rank score is the sum, comparable within one search only.
+
+    Attributes:
+        semantic: The cosine of its vector with the query's, times alpha.
+        keyword: Its BM25 score, scaled, times 1 - alpha.
+        focus: For being about what the call is about.
+        neighbour: What the turns beside it lent, below 0 where they fit worse than most.
+        recency: For being among the later turns of the call.
+    """
+
+    semantic: float = 0.0
+    keyword: float = 0.0
+    focus: float = 0.0
+    neighbour: float = 0.0
+    recency: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The rank score."""
+        return self.semantic + self.keyword + self.focus + self.neighbour + self.recency
+
+
+@plain(frozen=True, slots=True)
 class QueryResultDocumentInfo:
-    """A document found by a query; `score` is in [0, 1], higher is better."""
+    """A document found by a query.
+
+    Attributes:
+        score: In [0, 1], higher is better.
+        parts: What it was ranked by.
+    """
 
     id: str
     text: str
@@ -131,6 +161,7 @@ class QueryResultDocumentInfo:
     payload: Any
     score: float
     index_name: str
+    parts: HitParts = field(default_factory=HitParts)
 
 
 @plain(frozen=True, slots=True)
@@ -263,6 +294,7 @@ class Hit:
         score: In [0, 1], higher is better.
         index_name: The call's own index, or the knowledge index that it comes from.
         source: For people and prompts: `turn 12, caller, 03:21`, or the index and id of a passage.
+        parts: What it was ranked by.
     """
 
     id: str
@@ -271,6 +303,7 @@ class Hit:
     index_name: str
     source: str
     metadata: Metadata = field(default_factory=dict)
+    parts: HitParts = field(default_factory=HitParts)
 
 
 @plain(frozen=True, slots=True)
@@ -285,6 +318,8 @@ class CallContext:
             passed) or `failed` (an error of ours, logged): in all three the block is empty.
         prefetched: True where the embedding of an interim was reused.
         query: The turn that it was asked for; after a hand-over, the one that the agent takes up.
+        need: How near the turn is to what the knowledge knows, over what it takes to be asked: below 1
+            nothing was looked up there. None where no knowledge was there to be asked.
     """
 
     text: str
@@ -293,6 +328,7 @@ class CallContext:
     outcome: Literal["ok", "skipped", "late", "failed"] = "ok"
     prefetched: bool = False
     query: str = ""
+    need: float | None = None
 
 
 @plain(frozen=True, slots=True)

@@ -17,7 +17,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from types import TracebackType
@@ -29,11 +28,13 @@ import numpy.typing as npt
 from moss_voice import ranking
 from moss_voice import text as spoken
 from moss_voice.call.context import MAX_TOKENS, passage_source, render, turn_source
-from moss_voice.call.focus import Focus, Names
+from moss_voice.call.focus import Focus
 from moss_voice.call.journal import Delete, Journal, Pushed, Put
+from moss_voice.call.knowledge import Knowledge
+from moss_voice.call.recall import Found, Pairs, Query, Recall, Said
 from moss_voice.call.utterances import Utterance, Utterances
 from moss_voice.errors import InvalidArgumentError, MossError, SessionClosedError
-from moss_voice.index import Match, Words, encode_document
+from moss_voice.index import Match, encode_document
 from moss_voice.session import SessionIndex, normalised
 from moss_voice.types import (
     CallContext,
@@ -44,7 +45,7 @@ from moss_voice.types import (
     PushIndexResult,
 )
 from moss_voice.withholding import Withholding
-from moss_voice.workers import in_worker, in_writer, submit, submit_aside, submit_write
+from moss_voice.workers import in_worker, in_writer, submit, submit_write
 
 __all__ = ["CallMemory", "Counters"]
 
@@ -52,7 +53,6 @@ logger = logging.getLogger(__name__)
 
 F32 = npt.NDArray[np.float32]
 _T = TypeVar("_T")
-_Found = list[tuple[SessionIndex, Match]]
 
 DEADLINE_MS = 50.0
 # A turn or passage whose cosine is below 0.1 says nothing about the query, whatever words they share
@@ -64,6 +64,8 @@ _KEPT_INTERIMS = 8
 # Found for an interim beyond what is shown, for those that turn out to be visible to the LLM.
 _SPARE_HITS = 8
 _KEPT_ANSWERS = 4
+# How far back a resumed call is read for what it was about.
+_RESUMED_TURNS = 32
 _PUSH_PAUSES_S = (0.2, 0.5, 1.0)
 
 
@@ -92,30 +94,11 @@ class _Turn(NamedTuple):
         return cls(id_, number, speaker, spoken.squash(text), terms, spoken.is_filler(text))
 
 
-@dataclass(frozen=True, slots=True)
-class _Entities:
-    """The names that a metadata field of a knowledge index knows."""
-
-    index: SessionIndex
-    names: Names[tuple[str, ...]]
-
-
-class _Query(NamedTuple):
-    """What is asked: `words` is the squashed text, `given` the caller's own embedding of it."""
-
-    text: str
-    words: str
-    visible: frozenset[str]
-    top_k: int
-    given: tuple[float, ...] | None = None
-    is_turn: bool = True
-
-
 class _Foreseen(NamedTuple):
     """What an interim led to: its vector, what was found per index, and in which state of the call."""
 
     vector: F32
-    sources: list[_Found]
+    found: Found
     revision: int
 
 
@@ -123,6 +106,7 @@ class _Answer(NamedTuple):
     text: str
     hits: list[Hit]
     prefetched: bool
+    need: float | None = None
 
 
 class CallMemory:
@@ -138,7 +122,8 @@ class CallMemory:
         *,
         knowledge: Sequence[SessionIndex] = (),
         journal: Journal | None = None,
-        focus: Sequence[str] = (),
+        focus: Sequence[str] | None = None,
+        without: Collection[str] = (),
         top_k: int = ranking.DEFAULT_TOP_K,
         alpha: float = ranking.DEFAULT_ALPHA,
         min_score: float = MIN_SCORE,
@@ -153,7 +138,9 @@ class CallMemory:
             session: The call's own index, closed at the end of the call.
             knowledge: Loaded indexes, shared and not closed.
             journal: Where turns survive a crash; without one they do not.
-            focus: Metadata fields of the knowledge indexes that hold names of what a call can be about.
+            focus: Metadata fields of the knowledge indexes that hold names of what a call can be about;
+                where None, they are found by what they hold.
+            without: Parts of the retrieval to leave out; see `ranking.Part`.
             top_k: The most hits in one context.
             alpha: See `QueryOptions`.
             min_score: Hits of a lower score are left out, in [0, 1].
@@ -171,8 +158,16 @@ class CallMemory:
         _check_range("alpha", alpha, least=0.0, most=1.0)
         _check_range("min_score", min_score, least=0.0, most=1.0)
         _check_range("deadline_ms", deadline_ms, least=0.0)
+        try:
+            left_out = ranking.check_parts(without)
+        except ValueError as error:
+            raise InvalidArgumentError(f"without: {error}") from None
         self.session = session
         self.knowledge = tuple(knowledge)
+        self._knowledge = [Knowledge(index, focus=focus) for index in knowledge]
+        self._recalling = Recall(
+            session, self._knowledge, alpha=alpha, min_score=min_score, without=left_out
+        )
         self.top_k = top_k
         self.alpha = alpha
         self.min_score = min_score
@@ -180,7 +175,6 @@ class CallMemory:
         self.deadline_ms = deadline_ms
         self._withholding = Withholding(redact)
         self._journal = journal
-        self._focus_fields = tuple(focus)
         self._now = now
         self._started = now()
         self._writer = secrets.token_hex(3)
@@ -192,7 +186,6 @@ class CallMemory:
         self._last_number = 0
         self._vectors: deque[tuple[str, F32]] = deque(maxlen=ranking.CONVERSATION_TURNS + 1)
         self._focus = Focus()
-        self._entities: list[_Entities] = []
         self._unindexed: dict[str, tuple[DocumentInfo, int]] = {}
         self._interims: OrderedDict[str, Future[_Foreseen]] = OrderedDict()
         self._next_interim: str | None = None
@@ -218,7 +211,7 @@ class CallMemory:
         *,
         knowledge: Sequence[SessionIndex] = (),
         journal: Journal | None = None,
-        focus: Sequence[str] = (),
+        focus: Sequence[str] | None = None,
         **options: object,
     ) -> Self:
         """Take up a call, with the turns that its session resumed and the names worth a focus."""
@@ -233,16 +226,8 @@ class CallMemory:
             if isinstance(number, int):
                 self._last_number = max(self._last_number, number)
                 self._remember(_Turn.of(doc.id, number, str(metadata.get("speaker", "")), doc.text))
-        for index in self.knowledge:
-            groups: dict[str, list[str]] = {}
-            for doc in index.documents() if self._focus_fields else ():
-                for name in self._focus_fields:
-                    value = (doc.metadata or {}).get(name)
-                    if isinstance(value, str):
-                        groups.setdefault(value, []).append(doc.id)
-            if groups:
-                ids = {value: tuple(of_value) for value, of_value in groups.items()}
-                self._entities.append(_Entities(index, Names(ids)))
+        for knowledge in self._knowledge:
+            knowledge.study()
         self._resume_subject()
         # The first turn of a call shall not wait for what every first run sets up.
         if self.session.embedder is not None:
@@ -251,14 +236,10 @@ class CallMemory:
     def _resume_subject(self) -> None:
         """Take up what the resumed turns were about."""
         said = [turn for turn in self._turns.values() if not turn.filler]
-        for turn in said:
-            self._focus.heard(self._named(turn.words.split()))
+        for turn in said[-_RESUMED_TURNS:]:
+            self._focus.heard(turn.id, self._recalling.named(turn.words))
         recent = [turn.id for turn in said[-ranking.CONVERSATION_TURNS - 1 :]]
         self._vectors.extend(zip(recent, self.session.vectors_of(recent), strict=True))
-
-    def _named(self, words: Sequence[str]) -> list[str]:
-        """Return the values of the focus fields that some words name."""
-        return [value for entities in self._entities for value in entities.names.find(words)]
 
     def __repr__(self) -> str:
         state = "ended" if self._end is not None else "live"
@@ -597,7 +578,7 @@ class CallMemory:
         else:
             vector = embedder.embed([doc.text])[0]
         self.session.put([doc], vector[None, :], written_at=[written_at])
-        named = self._named(spoken.words(doc.text))
+        named = self._recalling.named(doc.text)
         with self._state:
             turn = self._turns[doc.id]
             self._vectors = deque(
@@ -606,7 +587,7 @@ class CallMemory:
             )
             if not turn.filler:
                 self._vectors.append((doc.id, vector))
-            self._focus.heard(named)
+            self._focus.heard(doc.id, named)
             self._changed(doc.id)
 
     def hearing(self, partial: str) -> None:
@@ -642,8 +623,9 @@ class CallMemory:
         with self._state:
             revision = self._revision
         vector = embedder.embed_query(partial)
-        query = _Query(partial, spoken.squash(partial), frozenset(), self.top_k + _SPARE_HITS)
-        return _Foreseen(vector, self._search(query, vector.view), revision)
+        query = Query(partial, spoken.squash(partial), frozenset(), self.top_k + _SPARE_HITS)
+        found = self._recalling.search(query, self._said(query), vector.view)
+        return _Foreseen(vector, found, revision)
 
     def _interim_done(self, _: Future[_Foreseen]) -> None:
         with self._state:
@@ -717,7 +699,7 @@ class CallMemory:
         if answer is not None:
             return self._context(answer, started, "ok", text)
         limit_s = (self.deadline_ms if deadline_ms is None else deadline_ms) / 1000.0
-        query = _Query(text, words, shown, top_k or self.top_k, given, is_turn)
+        query = Query(text, words, shown, top_k or self.top_k, given, is_turn)
         # Who takes over asks for what was said last, which may be on its way still.
         before = None if is_turn else self._last_kept
         run = submit(self._answer, key, query, texts, tokens, before)
@@ -751,12 +733,13 @@ class CallMemory:
             outcome,  # type: ignore[arg-type]
             answer.prefetched,
             query,
+            answer.need,
         )
 
     def _answer(
         self,
         key: object,
-        query: _Query,
+        query: Query,
         seen: Sequence[str],
         tokens: int,
         before: Future[Any] | None,
@@ -765,21 +748,23 @@ class CallMemory:
             wait([before])
         foreseen, same_words = self._foreseen(query)
         found = self._still_good(query, foreseen) if foreseen is not None and same_words else None
+        need = None if foreseen is None else foreseen.found.need
         if found is None:
             model = self._model(query) if foreseen is None else foreseen.vector.view
-            found = [pair for source in self._search(query, model) for pair in source]
+            sources, need = self._recalling.search(query, self._said(query), model)
+            found = [pair for source in sources for pair in source]
         # Python's sort keeps equal hits in order: the call's own turns first.
         found.sort(key=lambda pair: -pair[1].fused)
         hits = [self._hit(index, match) for index, match in found[: query.top_k]]
         block, shown = render(hits, visible=seen, max_tokens=tokens)
-        answer = _Answer(block, shown, prefetched=foreseen is not None)
+        answer = _Answer(block, shown, foreseen is not None, need)
         with self._state:
             self._answers[key] = answer
             while len(self._answers) > _KEPT_ANSWERS:
                 self._answers.popitem(last=False)
         return answer
 
-    def _foreseen(self, query: _Query) -> tuple[_Foreseen | None, bool]:
+    def _foreseen(self, query: Query) -> tuple[_Foreseen | None, bool]:
         """Return what an interim that stands for the query found, and whether it has its words."""
         if query.given is not None or not query.is_turn:
             return None, False
@@ -802,7 +787,7 @@ class CallMemory:
                 return run.result(), same_words
         return None, False
 
-    def _still_good(self, query: _Query, foreseen: _Foreseen) -> _Found | None:
+    def _still_good(self, query: Query, foreseen: _Foreseen) -> Pairs | None:
         """Return the hits found for an interim, less those that must not be shown now.
 
         None where another turn than those of the query was said or corrected meanwhile, or where too
@@ -816,81 +801,33 @@ class CallMemory:
             if any(turn_id not in current for turn_id, _ in since):
                 return None
             left_out = query.visible | current | self._fillers
-        found: _Found = []
-        for source in foreseen.sources:
+        found: Pairs = []
+        for source in foreseen.found.sources:
             kept = [pair for pair in source if pair[1].id not in left_out]
             if len(kept) < query.top_k and len(source) >= self.top_k + _SPARE_HITS:
                 return None
             found += kept
         return found
 
-    def _model(self, query: _Query) -> Callable[[], F32] | None:
+    def _model(self, query: Query) -> Callable[[], F32] | None:
         """Return what makes the query's vector; None where there is no way to one."""
         if query.given is not None:
             return partial(_unit, DocumentInfo("query", query.text, None, query.given))
         embedder = self.session.embedder
         return None if embedder is None else partial(embedder.embed_query, query.text)
 
-    def _search(self, query: _Query, model: Callable[[], F32] | None) -> list[_Found]:
-        """Search the call and each knowledge index; a list per index.
-
-        The keyword halves are done while the model runs.
-        """
-        terms = dict.fromkeys(spoken.term_ids(query.text).tolist(), 1.0)
+    def _said(self, query: Query) -> Said:
+        """Return the call as it is, seen from a query."""
         with self._state:
             current = self._current(query.words) if query.is_turn else set()
-            not_said = query.visible | current | self._fillers
-            earlier = [old for id_, old in self._vectors if id_ not in current]
             turns = reversed(self._turns.values())
             said = (t for t in turns if not t.filler and t.id not in current)
-            recent = list(islice(said, ranking.CONVERSATION_TURNS))
-            focus = self._focus.recent
-        weights = dict(terms)
-        for age, turn in enumerate(recent, start=1):
-            for term in turn.terms:
-                weights.setdefault(term, ranking.KEYWORD_DECAY**age)
-        halves = submit_aside(self._keyword_halves, terms, weights)
-        own = model() if model is not None else None
-        words, known = halves.result()
-        boosts = [self._boosts(index, query.text, focus) for index in self.knowledge]
-        found = [self._find(self.session, own, words, query.top_k, not_said, {})]
-        wide = self._widened(own, earlier)
-        for (index, index_words), boost in zip(known, boosts, strict=True):
-            # Callers' own models share a name, not always a size.
-            same = index.model_id == self.session.model_id and (
-                own is None or own.size == index.dim
+            return Said(
+                query.visible | current | self._fillers,
+                [old for id_, old in self._vectors if id_ not in current],
+                [turn.terms for turn in islice(said, ranking.CONVERSATION_TURNS)],
+                self._focus.recent(without=current),
             )
-            asked = wide if same else self._other(index, query.text)
-            found.append(self._find(index, asked, index_words, query.top_k, query.visible, boost))
-        return found
-
-    def _keyword_halves(
-        self, terms: Mapping[int, float], weights: Mapping[int, float]
-    ) -> tuple[Words | None, list[tuple[SessionIndex, Words | None]]]:
-        known = [(index, index.words(weights)) for index in self.knowledge]
-        return self.session.words(terms), known
-
-    def _find(
-        self,
-        index: SessionIndex,
-        vector: F32 | None,
-        words: Words | None,
-        top_k: int,
-        exclude: Collection[str],
-        boost: Mapping[str, float],
-    ) -> _Found:
-        if words is None:
-            return []
-        matches = index.find(
-            vector,
-            words,
-            top_k=top_k,
-            alpha=self.alpha if vector is not None else 0.0,
-            exclude=exclude,
-            boost=boost,
-            min_score=self.min_score if vector is not None else None,
-        )
-        return [(index, match) for match in matches]
 
     def _current(self, words: str) -> set[str]:
         """Return the turns that the query itself was said in: the newest ones whose words it holds."""
@@ -901,38 +838,6 @@ class CallMemory:
                 break
             current.add(turn.id)
         return current
-
-    @staticmethod
-    def _widened(vector: F32 | None, earlier: Sequence[F32]) -> F32 | None:
-        """Add what was said before to a query: the mean of the last turns' vectors, at no model run."""
-        if vector is None or not earlier:
-            return vector
-        recent = earlier[-ranking.CONVERSATION_TURNS :]
-        wide: F32 = sum(recent[1:], start=recent[0]) * np.float32(
-            ranking.CONVERSATION_WEIGHT / len(recent)
-        )
-        wide += vector
-        norm = float(np.sqrt(wide @ wide))
-        return wide / np.float32(norm) if norm > 1e-6 else vector
-
-    @staticmethod
-    def _other(index: SessionIndex, text: str) -> F32 | None:
-        """Embed a query for a knowledge index of another model than the call's."""
-        return index.embedder.embed_query(text) if index.embedder is not None else None
-
-    def _boosts(self, index: SessionIndex, text: str, recent: Sequence[str]) -> dict[str, float]:
-        boosts: dict[str, float] = {}
-        for entities in self._entities:
-            if entities.index is not index:
-                continue
-            focus = Focus()
-            focus.heard(recent)
-            focus.heard(entities.names.find(spoken.words(text)))
-            for value, weight in focus.weights().items():
-                with contextlib.suppress(KeyError):  # a value of another index
-                    for id_ in entities.names.rows(value):
-                        boosts[id_] = max(weight, boosts.get(id_, 0.0))
-        return boosts
 
     async def recall(self, text: str, *, top_k: int | None = None) -> list[Hit]:
         """Return the turns of this call that fit a text, best first: for an agent's own tool.
@@ -951,7 +856,7 @@ class CallMemory:
 
     async def _looked_up(
         self,
-        search: Callable[[_Query], _Found],
+        search: Callable[[Query], Pairs],
         text: str,
         top_k: int | None,
         *,
@@ -964,7 +869,7 @@ class CallMemory:
         if self._end is not None or not text.strip():
             return []
         text = self._withholding.clean(text)
-        query = _Query(text, spoken.squash(text), frozenset(), top_k or self.top_k)
+        query = Query(text, spoken.squash(text), frozenset(), top_k or self.top_k, is_asked=True)
 
         def run() -> list[Hit]:
             return [self._hit(*pair) for pair in search(query)[: query.top_k]]
@@ -975,20 +880,16 @@ class CallMemory:
             logger.error("call %r: no %s (%s)", self.name, what, type(error).__name__)
             return []
 
-    def _recall(self, query: _Query) -> _Found:
+    def _recall(self, query: Query) -> Pairs:
         foreseen, _ = self._foreseen(query)
         model = self._model(query) if foreseen is None else foreseen.vector.view
-        terms = dict.fromkeys(spoken.term_ids(query.text).tolist(), 1.0)
-        words = self.session.words(terms)
-        with self._state:
-            left_out = self._current(query.words) | self._fillers
-        own = model() if model is not None else None
-        return self._find(self.session, own, words, query.top_k, left_out, {})
+        return self._recalling.turns(query, self._said(query), model)
 
-    def _passages(self, query: _Query) -> _Found:
-        _, *known = self._search(query, self._model(query))
-        found = [pair for source in known for pair in source]
-        return sorted(found, key=lambda pair: -pair[1].fused)
+    def _passages(self, query: Query) -> Pairs:
+        sources = self._recalling.passages(query, self._said(query), self._model(query))
+        return sorted(
+            (pair for source in sources for pair in source), key=lambda pair: -pair[1].fused
+        )
 
     def _hit(self, index: SessionIndex, match: Match) -> Hit:
         doc = match.document
@@ -1001,7 +902,7 @@ class CallMemory:
                 str(metadata.get("speaker", "unknown")),
                 float(at_s) if isinstance(at_s, int | float) else None,
             )
-        return Hit(doc.id, doc.text, match.score, index.name, source, metadata)
+        return Hit(doc.id, doc.text, match.score, index.name, source, metadata, match.parts)
 
     # --- ending ------------------------------------------------------------------------------------
 
