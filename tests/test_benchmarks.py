@@ -105,6 +105,7 @@ def test_the_cloud_is_measured(tmp_path: Path) -> None:
     assert "pushes/s" in printed
 
 
+@pytest.mark.slow
 def test_load_and_scale_are_measured(tmp_path: Path) -> None:
     """`benchmarks.load` reports sizes, calls beside each other, a long call and a turn's parts."""
     path = tmp_path / "load.json"
@@ -121,7 +122,7 @@ def test_load_and_scale_are_measured(tmp_path: Path) -> None:
     assert level["delay"]["n"] > 0
     assert level["heard"]["n"] > level["delay"]["n"]
     assert level["loop_lag"]["n"] > 0
-    assert 0 < level["cores_used"]
+    assert level["cores_used"] > 0
     assert set(level["outcomes"]) <= {"ok", "skipped", "late"}
     assert [row["turns"] for row in report["long"]["marks"]] == [20, 40]
     assert report["long"]["resumed_turns"] == 40

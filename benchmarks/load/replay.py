@@ -8,7 +8,9 @@ that another caller has said.
 What a host does for a caller's turn: an interim result every 0.6 s; in four of five turns one with the
 last word 0.2 s before the end, as a recogniser waits for silence before it commits itself; at the end
 the final result, and at once the question for context and, beside it, the turn itself. The delay counts
-from the instant at which that was due, so that an event loop that we hold up counts against us.
+from the instant at which that was due, so that an event loop that we hold up counts against us; so does
+the machine's own lateness, which `idle_lag` tells of before any call is there. `asked_to_answered` has
+neither. Both a turn whose words an interim had and one whose end nobody foresaw come up.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ class Event(NamedTuple):
     at_s: float
     kind: Literal["interim", "final", "agent"]
     text: str
+    foreseen: bool = False
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Tally:
     counting: bool = False
     delay: list[float] = field(default_factory=list)
     answer: list[float] = field(default_factory=list)
+    unforeseen: list[float] = field(default_factory=list)
     heard: list[float] = field(default_factory=list)
     opened: list[float] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
@@ -119,8 +123,9 @@ def events(script: CallScript, mark: str, rng: random.Random) -> list[Event]:
         if turn.speaker != "caller":
             told.append(Event(turn.end_s, "agent", text))
             continue
-        told += _interims(turn.start_s, turn.end_s, words, foreseen=rng.random() < _FORESEEN_SHARE)
-        told.append(Event(turn.end_s, "final", text))
+        foreseen = rng.random() < _FORESEEN_SHARE
+        told += _interims(turn.start_s, turn.end_s, words, foreseen=foreseen)
+        told.append(Event(turn.end_s, "final", text, foreseen))
     return sorted(told, key=lambda event: event.at_s)
 
 
@@ -202,7 +207,7 @@ class Caller:
             # What `moss_voice.live.Listener` does with a recogniser's final.
             self.memory.hearing(event.text)
             self.memory.uttered(event.text)
-            self._begin(self._ask(self.memory, event.text, due))
+            self._begin(self._ask(self.memory, event, due))
         speaker = "caller" if event.kind == "final" else "agent"
         self._begin(self._hear(self.memory, event.text, speaker))
 
@@ -211,15 +216,18 @@ class Caller:
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
-    async def _ask(self, memory: CallMemory, text: str, due: float) -> None:
+    async def _ask(self, memory: CallMemory, event: Event, due: float) -> None:
         asked = time.perf_counter()
-        context = await memory.context(text, visible=tuple(self._visible))
+        context = await memory.context(event.text, visible=tuple(self._visible))
         if not self._tally.counting:
             return
         self._tally.outcomes[context.outcome] += 1
         if context.outcome != "skipped":
             self._tally.delay.append(milliseconds(due))
-            self._tally.answer.append(milliseconds(asked))
+            answered = milliseconds(asked)
+            self._tally.answer.append(answered)
+            if not event.foreseen:
+                self._tally.unforeseen.append(answered)
             self._tally.prefetched += context.prefetched
 
     async def _hear(self, memory: CallMemory, text: str, speaker: str) -> None:
@@ -240,6 +248,15 @@ async def _probe(tally: Tally) -> None:
             tally.lag.append(milliseconds(started) - _PROBE_S * 1000.0)
 
 
+async def _idle_lag(seconds: float) -> Row:
+    """Return how late an event loop wakes that has nothing to do: the machine's own share."""
+    tally = Tally(counting=True)
+    probe = asyncio.create_task(_probe(tally))
+    await asyncio.sleep(seconds)
+    probe.cancel()
+    return latency(tally.lag)
+
+
 async def level(folder: str, calls: int, seconds: float, speed: float) -> Row:
     """Measure so many calls beside each other for a while."""
     tally = Tally()
@@ -252,6 +269,7 @@ async def level(folder: str, calls: int, seconds: float, speed: float) -> Row:
         await first.open()
         assert first.memory is not None
         await first.memory.discard()
+        idle = await _idle_lag(min(_WARM_UP_S, seconds / 4))
         before = private_mb()
         callers = [Caller(number, client, tally, played, speed) for number in range(calls)]
         for caller in callers:
@@ -282,7 +300,9 @@ async def level(folder: str, calls: int, seconds: float, speed: float) -> Row:
         "seconds": round(wall_s, 1),
         "delay": latency(tally.delay),
         "asked_to_answered": latency(tally.answer),
+        "asked_to_answered_unforeseen": latency(tally.unforeseen),
         "heard": latency(tally.heard),
+        "idle_lag": idle,
         "loop_lag": latency(tally.lag),
         "open": latency(tally.opened),
         "end": latency(tally.ended),

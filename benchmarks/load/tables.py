@@ -39,6 +39,10 @@ def _told(value: Any, digits: int = 2) -> str:
     )
 
 
+def _cells(latency: Row, *keys: str) -> list[str]:
+    return [_told(latency.get(key)) for key in keys]
+
+
 def _sizes(rows: list[Row]) -> Table:
     table = _table(
         "indexes by size: to load them, and what they take",
@@ -80,22 +84,25 @@ def _latencies(rows: list[Row]) -> Table:
 def _levels(report: Row) -> Table:
     table = _table(
         "calls beside each other in one process, at speaking pace; ms",
-        "calls", "asked", "delay p50", "p95", "p99", "max", "late", "prefetched", "heard p50",
-        "p99", "loop lag p99", "cores", "calls/core", "private MB", "MB/call",
+        "calls", "asked", "delay p50", "p95", "p99", "max", "late", "asked to answered p50", "p99",
+        "unforeseen p50", "prefetched", "heard p50", "p99", "loop lag p99", "idle", "cores",
+        "calls per core", "private MB", "MB per call",
     )  # fmt: skip
     for row in report["levels"]:
-        delay, heard, lag = row["delay"], row["heard"], row["loop_lag"]
         table.add_row(
             str(row["calls"]),
-            str(delay["n"]),
-            *(_told(delay.get(key)) for key in ("p50", "p95", "p99", "max")),
+            str(row["delay"]["n"]),
+            *_cells(row["delay"], "p50", "p95", "p99", "max"),
             f"{row['late']} ({row['late_share']:.2%})",
+            *_cells(row["asked_to_answered"], "p50", "p99"),
+            *_cells(row["asked_to_answered_unforeseen"], "p50"),
             f"{row['prefetched_share']:.0%}",
-            *(_told(heard.get(key)) for key in ("p50", "p99")),
-            _told(lag.get("p99")),
+            *_cells(row["heard"], "p50", "p99"),
+            *_cells(row["loop_lag"], "p99"),
+            *_cells(row["idle_lag"], "p99"),
             _told(row["cores_used"], 3),
             _told(row["calls_per_core"], 0),
-            _told(row["private_mb"]),
+            _told(row["private_mb"], 0),
             _told(row["mb_per_call"], 3),
         )
     table.caption = (
