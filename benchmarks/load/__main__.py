@@ -5,7 +5,7 @@
 
 `scale` measures indexes of up to 500,000 passages, `load` up to 200 calls beside each other, `long` a
 call of 5,000 turns, `turn` what a turn costs but for the model run. Each measurement has a process of
-its own. It all takes some half an hour of a quiet machine, 10 GB of disk and 5 GB of memory.
+its own. It all takes some half an hour of a quiet machine, 4 GB of disk and 6 GB of memory.
 """
 
 from __future__ import annotations
