@@ -73,6 +73,7 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     prefetched: int = 0
     interims: int = 0
+    faults: list[BaseException] = field(default_factory=list)
 
 
 def levels(folder: Path, calls: Sequence[int], *, seconds: float, speed: float) -> Row:
@@ -214,7 +215,13 @@ class Caller:
     def _begin(self, asking: Awaitable[None]) -> None:
         task = asyncio.ensure_future(asking)
         self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        task.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:
+            self._tally.faults.append(fault)
 
     async def _ask(self, memory: CallMemory, event: Event, due: float) -> None:
         asked = time.perf_counter()
@@ -288,6 +295,8 @@ async def level(folder: str, calls: int, seconds: float, speed: float) -> Row:
         await asyncio.wait(tasks)
         for task in done:
             task.result()  # raises what went wrong
+        if tally.faults:
+            raise tally.faults[0]
         for caller in callers:
             if caller.memory is not None:
                 await caller.memory.discard()
