@@ -1,9 +1,9 @@
 # demo: a real call replayed through the real engine     test: everything CI runs
-# check: linters and types alone               bench, bench-hosts, bench-cloud: speed and memory, as tables
+# check: linters and types alone               bench, bench-load, bench-hosts, bench-cloud: speed and memory, as tables
 # matrix: the tests on every supported Python found here  format: tidy the code
 .DELETE_ON_ERROR:
 .PHONY: demo test check wheel wheel-built smoke-bare smoke-livekit smoke-pipecat smoke-server \
-	pipecat-oldest bench bench-hosts bench-cloud matrix format clean
+	pipecat-oldest bench bench-load bench-hosts bench-cloud matrix format clean
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -95,6 +95,11 @@ test: $(READY)
 bench: $(READY)
 	@mkdir -p build
 	$(PY) -m benchmarks.run --json build/bench.json $(ARGS)
+
+# Up to 500,000 passages, 200 calls beside each other, a call of 5,000 turns: half an hour.
+bench-load: $(READY)
+	@mkdir -p build
+	$(PY) -m benchmarks.load --json build/load.json $(ARGS)
 
 # The plugins in their hosts: what they add to a reply's delay, and to a LiveKit job process's memory.
 bench-hosts: $(READY)

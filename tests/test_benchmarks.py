@@ -106,6 +106,35 @@ def test_the_cloud_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_load_and_scale_are_measured(tmp_path: Path) -> None:
+    """`benchmarks.load` reports sizes, calls beside each other, a long call and a turn's parts."""
+    path = tmp_path / "load.json"
+    printed = benchmark("benchmarks.load", "--tiny", "--json", str(path))
+    report = json.loads(path.read_text(encoding="utf-8"))
+    [size] = report["scale"]
+    assert size["passages"] == 200
+    assert size["synthetic"] == 50
+    for kind in ("query", "context", "heard", "add", "query_after_add"):
+        assert size[kind]["n"] > 0
+        assert size[kind]["p50"] > 0
+        assert size[kind]["model"]["p50"] > 0
+    [level] = report["load"]["levels"]
+    assert level["delay"]["n"] > 0
+    assert level["heard"]["n"] > level["delay"]["n"]
+    assert level["loop_lag"]["n"] > 0
+    assert level["cores_used"] > 0
+    assert set(level["outcomes"]) <= {"ok", "skipped", "late"}
+    assert [row["turns"] for row in report["long"]["marks"]] == [20, 40]
+    assert report["long"]["resumed_turns"] == 40
+    assert report["long"]["journal_mb"] > 0
+    for row in report["turn"]["whole"].values():
+        assert row["context"]["n"] > 0
+        assert row["heard"]["n"] > 0
+    assert "keyword half" in report["turn"]["parts"]
+    assert "calls beside each other" in printed
+
+
+@pytest.mark.slow
 def test_nothing_that_was_promised_is_lost_over_a_bad_line(tmp_path: Path) -> None:
     """Processes push, merge, load and restart over faults to a server that is killed: all is kept.
 

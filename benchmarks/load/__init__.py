@@ -1,0 +1,1 @@
+"""How the memory grows: with the passages, with calls beside each other, with a call's length."""
