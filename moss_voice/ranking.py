@@ -22,6 +22,7 @@ __all__ = [
     "FOCUS_DECAY",
     "FOCUS_NEARNESS",
     "FOCUS_WEIGHT",
+    "KEYWORDS_IN_CONVERSATION",
     "KEYWORDS_IN_FOCUS",
     "KEYWORDS_OF_TURNS",
     "KEYWORD_DECAY",
@@ -66,11 +67,13 @@ DEFAULT_ALPHA: Final = 0.8
 
 # The BM25 score that counts as much as a cosine of 1 where alpha is 0.5. A fixed unit and not the
 # query's best score: "okay great thanks" must not lift whatever passage holds one of its words to the
-# top. At alpha 0.8, Banking77 R@1 is .792 with it and .761 with the best score.
-KEYWORD_UNIT: Final = 6.0
-# A turn is found by its words more than a passage is (QMSum), and once it is known which thing the
-# caller means, the words about it say less (DSTC11: R@1 .70 against .68).
-KEYWORDS_OF_TURNS: Final = 1.2
+# top. At alpha 0.8, Banking77 R@1 is .794 with it and .761 with the best score.
+KEYWORD_UNIT: Final = 7.5
+# A turn is found by its words more than a passage is (QMSum), a passage by those of the conversation
+# more than by a lone question's; once it is known which thing the caller means, the words about it say
+# less (DSTC11: R@1 .71 against .68).
+KEYWORDS_OF_TURNS: Final = 1.6
+KEYWORDS_IN_CONVERSATION: Final = 1.3
 KEYWORDS_IN_FOCUS: Final = 0.8
 
 # The mean of the previous three turns' vectors, beside the turn's own. It stands in for the name of
@@ -93,7 +96,7 @@ FOCUS_NEARNESS: Final = 0.45
 # as each other on QMSum, 0.3 won on LoCoMo (design, section 5).
 NEIGHBOUR_WEIGHT: Final = 0.25
 # What the last turn of the call gains on the first: decides between turns that are equally good.
-RECENCY_WEIGHT: Final = 0.016
+RECENCY_WEIGHT: Final = 0.03
 # Taken from turns close to one that is chosen, up to four turns away: they are of one passage of talk,
 # and other such passages should be heard too (QMSum hit@5 .73 to .75, hit@10 .84 to .86). The turn
 # right after stays as it is: it may be the answer.

@@ -222,8 +222,9 @@ class Recall:
                 else ranking.CONVERSATION_WEIGHT
             )
             vector = ranking.widened(own, said.earlier, weight=weight)
+        alone = 1.0 if vector is own else ranking.KEYWORDS_IN_CONVERSATION
         manner = Manner(
-            keyword_weight=ranking.KEYWORDS_IN_FOCUS if asked.in_focus else 1.0,
+            keyword_weight=ranking.KEYWORDS_IN_FOCUS if asked.in_focus else alone,
             near_duplicates=self._has("near_duplicates"),
         )
         found = self._find(
