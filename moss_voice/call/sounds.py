@@ -1,123 +1,164 @@
-"""Words as they may be heard and written: one spelling for what sounds and counts as the same.
+"""The known words that an unknown one may stand for: misspelled by one letter, or sounding the same.
 
-The law: two ways to say a name that a listener would not tell apart are spelled alike. Pure functions
-of words; the same in every process.
+The law: a word is put right only to one that nearly all of its letters spell. Pure; a `Lexicon` never
+changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
-__all__ = ["SILENT", "spans", "spell"]
+import numpy as np
+import numpy.typing as npt
 
+__all__ = ["Lexicon", "Table", "closeness", "sound"]
+
+I64 = npt.NDArray[np.int64]
+
+# Shorter words have too many neighbours.
+SHORTEST: Final = 4
+CLOSE: Final = 0.6
 _CACHED_WORDS: Final = 1 << 14
 
-# Inside a name these may be said, left out or added, and so may a hesitation.
-SILENT: Final = frozenset("the a an and of in at on uh uhh uhm um umm ummm er erm hm hmm mm".split())
-
-_UNITS: Final = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
-    " sixteen seventeen eighteen nineteen"
-).split()
-_TENS: Final = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_ORDINALS: Final = (
-    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth"
-    " fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
-).split()
-_SUFFIX: Final = {1: "st", 2: "nd", 3: "rd"}
-_DIGITS: Final = {
-    **{word: str(n) for n, word in enumerate(_UNITS)},
-    **{word: str(10 * n) for n, word in enumerate(_TENS, start=2)},
-    **{word: f"{n}{_SUFFIX.get(n, 'th')}" for n, word in enumerate(_ORDINALS, start=1)},
-}
-# What may follow "twenty" to make one number of the two.
-_AFTER_TENS: Final = frozenset([*_UNITS[1:10], *_ORDINALS[:9]])
-_TIMES: Final = {"double": 2, "triple": 3}
+# Letters to the class of the consonant that they stand for; vowels, h, w and y say nothing.
+_SOUNDS: Final = (
+    (re.compile(r"^(?:kn|gn)"), "N"),
+    (re.compile(r"^wr"), "R"),
+    (re.compile(r"ph"), "F"),
+    (re.compile(r"tch|[cs]h|[tcs]i(?=[ao])|j|dg(?=[eiy])|g(?=[eiy])"), "X"),
+    (re.compile(r"s?c(?=[eiy])|s|z"), "S"),
+    (re.compile(r"x"), "KS"),
+    (re.compile(r"gh"), ""),
+    (re.compile(r"[ckqg]"), "K"),
+    (re.compile(r"[bp]"), "P"),
+    (re.compile(r"[dt]"), "T"),
+    (re.compile(r"[fv]"), "F"),
+    (re.compile(r"l"), "L"),
+    (re.compile(r"m"), "M"),
+    (re.compile(r"n"), "N"),
+    (re.compile(r"r"), "R"),
+    (re.compile(r"[^A-Z]"), ""),
+    # A t or d between consonants is not heard: "Leopold's".
+    (re.compile(r"(?<=[LNRSFK])T(?=[SKPFXMNL])"), ""),
+    (re.compile(r"(.)\1+"), r"\1"),
+)
 
 
 @lru_cache(_CACHED_WORDS)
-def _plain(word: str) -> str:
-    """Return a word without its possessive or plural, and a number word as digits."""
-    digits = _DIGITS.get(word)
-    if digits is not None:
-        return digits
-    word = word.removesuffix("'s").replace("'", "")
-    if len(word) > 3 and word[-1] == "s" and word[-2] != "s" and not word[-2].isdigit():
-        return word[:-1]
+def sound(word: str) -> str:
+    """Return the consonants that are heard in a word, voiced and unvoiced alike: its sound."""
+    for letters, heard in _SOUNDS:
+        word = letters.sub(heard, word)
     return word
 
 
-def spell(words: Sequence[str]) -> list[str]:
-    """Return each word in its one spelling; "" for one that another has taken up.
+def closeness(one: str, other: str) -> float:
+    """Return the share of letters that two words have in common in order, in [0, 1].
 
-    Plurals and possessives lose their s; number words become digits, so that the digits of "four
-    thirty two" join to "432"; "b as in boy", "d for delta" and "double l" become letters.
+    That is 1 - d / n with d the edit distance, two letters changing places being one edit, and n the
+    longer one's length. O(letters squared).
+    """
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one):
+        above, before, row = before, row, [i + 1]
+        for j, b in enumerate(other):
+            cost = min(before[j] + (a != b), before[j + 1] + 1, row[j] + 1)
+            if i and j and a == other[j - 1] and b == one[i - 1]:
+                cost = min(cost, above[j - 1] + 1)
+            row.append(cost)
+    return 1 - row[-1] / max(len(one), len(other), 1)
+
+
+class Table:
+    """Which things have a key, looked up for many keys at once.
+
+    Keys are kept as their hashes: 12 bytes each, where a dict of strings takes 200. A million keys have
+    a pair of equal 64-bit hashes once in 40 million tables.
 
     Args:
-        words: By `moss_voice.text.words`.
+        hashes: The hash of each key, with repeats.
+        ids: What has that key.
     """
-    plain = [_plain(word) for word in words]
-    last = len(words) - 1
-    for at, word in enumerate(words):
-        if len(word) == 1 and at < last:
-            _letter(words, plain, at)
-        elif word in _TIMES and at < last and len(words[at + 1]) == 1:
-            plain[at], plain[at + 1] = "", words[at + 1] * _TIMES[word]
-        elif word in _TENS and at < last and words[at + 1] in _AFTER_TENS:
-            plain[at] = plain[at][0]
-        elif word == "hundred" and 0 < at and plain[at - 1].isdigit():
-            joins = at < last and words[at + 1] in _DIGITS
-            plain[at] = "" if joins else "00"
-        elif word == "oh" and 0 < at < last and plain[at - 1].isdigit() and plain[at + 1].isdigit():
-            plain[at] = "0"
-    return plain
+
+    def __init__(self, hashes: Sequence[int], ids: Sequence[int]) -> None:
+        keys = np.array(hashes, np.int64)
+        order = np.argsort(keys, kind="stable")
+        self._keys, starts = np.unique(keys[order], return_index=True)
+        self._starts = np.append(starts, len(keys)).astype(np.int32)
+        self._ids = np.array(ids, np.int32)[order]
+
+    def find(self, hashes: I64, *, most: int) -> list[tuple[int, list[int]]]:
+        """Return the positions of the hashes that are known, with what has them if at most so many."""
+        if not len(self._keys) or not len(hashes):
+            return []
+        at = np.searchsorted(self._keys, hashes)
+        np.minimum(at, len(self._keys) - 1, out=at)
+        hits = np.flatnonzero(self._keys[at] == hashes)
+        found = []
+        for hit, row in zip(hits.tolist(), at[hits].tolist(), strict=True):
+            start, stop = int(self._starts[row]), int(self._starts[row + 1])
+            if stop - start <= most:
+                found.append((hit, self._ids[start:stop].tolist()))
+        return found
 
 
-def _letter(words: Sequence[str], plain: list[str], at: int) -> None:
-    """Blank out the word that only tells which letter was said."""
-    for cue in (("as", "in"), ("for",), ("like",)):
-        after = at + 1 + len(cue)
-        if (
-            after < len(words)
-            and tuple(words[at + 1 : after]) == cue
-            and len(words[after]) > 1
-            and words[after][0] == words[at]
-        ):
-            plain[at + 1 : after + 1] = [""] * (len(cue) + 1)
-
-
-def silences(words: Sequence[str]) -> list[bool]:
-    """Tell for each word whether it may be passed over inside a name; an "a" among letters may not."""
-    silent = [word in SILENT for word in words]
-    for at, word in enumerate(words):
-        if word == "a":
-            beside = [*words[max(at - 1, 0) : at], *words[at + 1 : at + 2]]
-            silent[at] = not any(len(other) == 1 for other in beside)
-    return silent
-
-
-def spans(words: Sequence[str], *, most: int) -> Iterator[tuple[int, int, str]]:
-    """Yield the spelling of every run of words, without spaces or the silent words inside it.
+class Lexicon:
+    """Words, found by their spelling with one letter wrong or by their sound.
 
     Args:
-        words: By `moss_voice.text.words`.
-        most: The most words that a run may have.
-
-    Yields:
-        First word, word after the last, and the spelling, never blank.
+        words: Spelled by `moss_voice.call.spelling.spell`.
+        heard: Those of them that can be meant by what only sounds like them.
     """
-    spelled = spell(words)
-    silent = silences(words)
-    for start, first in enumerate(spelled):
-        if not first:
-            continue
-        yield start, start + 1, first
-        inner = first
-        for end in range(start + 1, min(start + most, len(spelled))):
-            last = spelled[end]
-            if last:
-                yield start, end + 1, inner + last
-                if not silent[end]:
-                    inner += last
+
+    # A sound that more words share tells none of them.
+    _MOST: Final = 12
+
+    def __init__(self, words: Iterable[str], heard: Iterable[str]) -> None:
+        self._words = [word for word in words if len(word) >= SHORTEST and word.isalpha()]
+        self._heard = frozenset(heard)
+        hashes: list[int] = []
+        ids: list[int] = []
+        for id_, word in enumerate(self._words):
+            keys = list(map(hash, _deletions(word)))
+            if word in self._heard and len(sound(word)) > 1:
+                keys.append(hash((sound(word),)))
+            hashes += keys
+            ids += [id_] * len(keys)
+        self._table = Table(hashes, ids)
+
+    def near(self, words: Sequence[str]) -> list[list[tuple[float, str]]]:
+        """Return for each word the known words that it may stand for and how close they are, closest first."""
+        hashes: list[int] = []
+        owners: list[int] = []
+        for at, word in enumerate(words):
+            keys = list(map(hash, _deletions(word)))
+            keys.append(hash((sound(word),)))
+            hashes += keys
+            owners += [at] * len(keys)
+        near: list[dict[str, float]] = [{} for _ in words]
+        for at, ids in self._table.find(np.array(hashes, np.int64), most=self._MOST):
+            word = words[owners[at]]
+            for id_ in ids:
+                known = self._words[id_]
+                if known not in near[owners[at]] and _may_be_close(word, known):
+                    near[owners[at]][known] = closeness(word, known)
+        return [
+            sorted(((c, known) for known, c in found.items() if c >= CLOSE), reverse=True)
+            for found in near
+        ]
+
+
+def _may_be_close(one: str, other: str) -> bool:
+    """Return False where closeness cannot reach CLOSE: each letter that one lacks is an edit."""
+    letters, others = set(one), set(other)
+    most = (1 - CLOSE) * max(len(one), len(other))
+    return max(len(letters - others), len(others - letters), abs(len(one) - len(other))) <= most
+
+
+def _deletions(word: str) -> list[str]:
+    """Return a word and each that it is with one letter left out; words one edit apart share one."""
+    return [word, *{word[:at] + word[at + 1 :] for at in range(len(word))}]
