@@ -76,7 +76,7 @@ PLACES = [
 
 @pytest.fixture(scope="module")
 def names() -> Names[None]:
-    return Names(dict.fromkeys(PLACES))
+    return Names(dict.fromkeys(PLACES), common={"cambridge"}.__contains__)
 
 
 def values(found: list[Named]) -> list[str]:
@@ -127,7 +127,10 @@ def test_each_value_is_named_once_with_a_certainty(drawn: list[str], turn: list[
 @pytest.mark.parametrize(
     ("said", "value"),
     [
-        ("is there a table at la mediterranee pacific heights", "La Mediterranee - Pacific Heights"),
+        (
+            "is there a table at la mediterranee pacific heights",
+            "La Mediterranee - Pacific Heights",
+        ),
         ("the a and b guest-house please", "A AND B GUEST HOUSE"),
         ("is the a b guest house open", "A AND B GUEST HOUSE"),
         ("the acorn guesthouse", "ACORN GUEST HOUSE"),
@@ -163,7 +166,7 @@ def test_whole_names_are_found_however_they_are_written(
 
 
 def test_one_ordinary_word_is_a_name_only_with_a_cue(names: Names[None]) -> None:
-    """ "The Bird" after its article is half certain; without it, or as "bite", nothing is named."""
+    """A bird names "The Bird" after its article, half certain; without it, or as "bite", nothing."""
     assert names.find(words("can i go to the progress")) == [Named("The Progress", 0.5, "exact")]
     assert names.find(words("it is called the progress")) == [Named("The Progress", 1.0, "exact")]
     assert names.find(words("the transfer is in progress can i grab a bite")) == []
@@ -178,7 +181,7 @@ def test_the_longest_name_takes_its_words() -> None:
 
 
 def test_of_values_spelled_alike_the_one_said_word_for_word_is_meant() -> None:
-    """ "Lovebirds" and "Love Bird" are one in speech, but each is itself when written so."""
+    """Plurals and joints are one in speech, but each value is itself when written so."""
     names = Names({"Zaza Birds": 1, "Zaza Bird": 2, "Zazabird": 3})
     assert values(names.find(["zaza", "bird"])) == ["Zaza Bird"]
     assert values(names.find(["zazabirds"])) == ["Zaza Birds", "Zaza Bird", "Zazabird"]
@@ -241,7 +244,6 @@ def test_a_part_that_several_share_names_each_less(names: Names[None]) -> None:
         ("flinches bed and breakfast", "FINCHES BED AND BREAKFAST"),
         ("accorn guesthouse", "ACORN GUEST HOUSE"),
         ("the gonville hotal", "GONVILLE HOTEL"),
-        ("cafe uno", "CAFFE UNO"),
         ("ina cool brath park", "Ina Coolbrith Park"),
         ("ina koolbrith park", "Ina Coolbrith Park"),
         ("kohinour is that open", "KOHINOOR"),
@@ -290,8 +292,8 @@ def test_ordinary_speech_names_nothing(names: Names[None], said: str) -> None:
 
 def test_common_words_of_an_index_name_nothing() -> None:
     """A word that the caller knows from many passages does not stand for the one value that has it."""
-    groups = {"Terazzo Zimmer": 1, "Haus Quelle": 2}
-    assert values(Names(groups).find(["terazzo"])) == ["Terazzo Zimmer"]
+    groups = {"Terazzo House": 1, "Haus Quelle": 2}
+    assert values(Names(groups).find(["terazzo"])) == ["Terazzo House"]
     assert Names(groups, common={"terazzo"}.__contains__).find(["terazzo"]) == []
 
 
@@ -409,11 +411,20 @@ class Doc:
     metadata: Metadata | None
 
 
-SURNAMES = "Abernathy Boskovic Castellano Drummond Eichhorn Fitzwilliam Gallowglass Hargreave".split()
+SURNAMES = [
+    "Abernathy",
+    "Boskovic",
+    "Castellano",
+    "Drummond",
+    "Eichhorn",
+    "Fitzwilliam",
+    "Gallowglass",
+    "Hargreave",
+]
 
 
 def business(n: int, title: str, of_all: str) -> Doc:
-    name = f"{SURNAMES[n % 8]} {('Hotel', 'Bistro', 'Cafe')[n % 3]}"
+    name = f"{SURNAMES[n % 8]} {('Hotel', 'Bistro', 'Cafe')[n % 8 % 3]}"
     return Doc(
         f"{title} {of_all} {name} is glad to help.",
         {
@@ -461,7 +472,8 @@ def test_labels_and_few_values_are_no_names(metadata: Metadata | None) -> None:
 
 def test_one_document_per_product_will_do() -> None:
     """Names need not repeat, nor fill every document; the most convincing field comes first."""
-    products = [f"{a}{b} {n}" for n in (200, 300) for a in ("Zor", "Vex") for b in ("lin", "tap", "mur")]
+    kinds = [a + b for a in ("Zor", "Vex") for b in ("lin", "tap", "mur")]
+    products = [f"{kind} {number}" for number in (200, 300) for kind in kinds]
     docs = [
         Doc(
             f"The {product} by {maker} has a lid." if n % 3 else f"The {product} has a lid.",

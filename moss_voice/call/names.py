@@ -29,9 +29,8 @@ __all__ = ["Named", "Names"]
 Rows = TypeVar("Rows")
 How = Literal["exact", "partial", "close"]
 
-# The most words said for a name, two more of them than it has, and for a part of it.
+# The most words, or letters spelled out, said for a name; the most words of a part of one.
 _NAME_WORDS: Final = 12
-_PASSED_OVER: Final = 2
 _PART_WORDS: Final = 3
 # Shorter parts are too often something else.
 _PART_LETTERS: Final = 4
@@ -139,7 +138,7 @@ class Names(Generic[Rows]):
         self._groups = dict(groups)
         self._values = tuple(self._groups)
         self._common = common
-        longest = 1
+        letters = 0
         counts: Counter[str] = Counter()
         wholes: list[int] = []
         whole_ids: list[int] = []
@@ -152,7 +151,7 @@ class Names(Generic[Rows]):
             wholes.append(hash("".join(tokens)))
             whole_ids.append(id_)
             counts.update(set(tokens))
-            longest = max(longest, len(tokens))
+            letters = max(letters, sum(map(len, tokens)))
             own = {
                 hash("".join(tokens[start:stop]))
                 for start in range(core)
@@ -161,7 +160,7 @@ class Names(Generic[Rows]):
             }
             parts += own
             part_ids += [id_] * len(own)
-        self._longest = min(longest + _PASSED_OVER, _NAME_WORDS)
+        self._letters = letters
         self._wholes = Table(wholes, whole_ids)
         self._parts = Table(parts, part_ids)
         self._known = frozenset(counts)
@@ -216,7 +215,7 @@ class Names(Generic[Rows]):
 
     def _claims(self, turn: _Turn, close: Mapping[int, float]) -> Iterator[_Claim]:
         """Yield what the runs of a turn's words name; where some were put right, the runs with those."""
-        runs = spans(turn.spelled, turn.silent, most=self._longest)
+        runs = spans(turn.spelled, turn.silent, most=_NAME_WORDS, letters=self._letters)
         if close:
             runs = [run for run in runs if any(run[0] <= at < run[1] for at in close)]
         hashes = np.array([hash(spelling) for _, _, spelling in runs], np.int64)
@@ -247,18 +246,16 @@ class Names(Generic[Rows]):
         """Return the values that a part can hardly but mean."""
         if not _may_be_part(turn, run):
             return ()
-        covers = [(id_, self._cover(turn, run, id_)) for id_ in ids]
-        meant = [(id_, cover) for id_, cover in covers if cover]
-        among = len(ids)
-        if among > 1 and meant:
-            others = {*turn.spelled, *spell([*turn.before])}.difference(
-                turn.spelled[run.start : run.stop]
-            )
-            more = {id_: len(others.intersection(self._tokens(id_))) for id_ in ids}
-            most = [pair for pair in meant if more[pair[0]] == max(more.values())]
-            if most and len(most) < len(meant):
-                meant, among = most, len(most)
-        return [(id_, cover / among) for id_, cover in meant]
+        meant = [(id_, cover) for id_ in ids if (cover := self._cover(turn, run, id_))]
+        if len(ids) == 1 or not meant:
+            return meant
+        others = {*turn.spelled, *spell([*turn.before])}
+        others.difference_update(turn.spelled[run.start : run.stop])
+        said = {id_: len(others.intersection(self._tokens(id_))) for id_ in ids}
+        likely = {id_ for id_ in ids if said[id_] == max(said.values())}
+        # Branches share all but what tells them apart; what others share is a place or a kind.
+        least = _PARTIAL if len(likely) > 1 else 0.0
+        return [(id_, c / len(likely)) for id_, c in meant if id_ in likely and c >= least]
 
     def _cover(self, turn: _Turn, run: _Run, id_: int) -> float:
         """Return how certain a part makes its name, 0 where it is too little of it or too ordinary."""

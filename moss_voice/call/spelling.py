@@ -104,7 +104,7 @@ def silences(words: Sequence[str], spelled: Sequence[str]) -> list[bool]:
 
 
 def spans(
-    spelled: Sequence[str], silent: Sequence[bool], *, most: int
+    spelled: Sequence[str], silent: Sequence[bool], *, most: int, letters: int
 ) -> list[tuple[int, int, str]]:
     """Return the spelling of every run of words, without spaces or the silent words inside it.
 
@@ -112,6 +112,7 @@ def spans(
         spelled: By `spell`.
         silent: By `silences`.
         most: The most words that a run may have; those that are "" do not count.
+        letters: The most letters of a spelling.
 
     Returns:
         First word, word after the last, and the spelling, never blank.
@@ -122,7 +123,10 @@ def spans(
         inner = spelled[start]
         found.append((start, start + 1, inner))
         for end in heard[number + 1 : number + most]:
-            found.append((start, end + 1, inner + spelled[end]))
+            spelling = inner + spelled[end]
+            if len(spelling) > letters:
+                break
+            found.append((start, end + 1, spelling))
             if not silent[end]:
-                inner += spelled[end]
+                inner = spelling
     return found
