@@ -122,6 +122,7 @@ def test_each_value_is_named_once_with_a_certainty(drawn: list[str], turn: list[
     assert len(set(values(found))) == len(found)
     assert all(0 < named.certainty <= 1 for named in found)
     assert all(named.how == "exact" for named in found if named.certainty == 1)
+    assert Names(dict.fromkeys(drawn)).find(tuple(turn)) == found
 
 
 @pytest.mark.parametrize(
