@@ -23,44 +23,44 @@ SHORTEST: Final = 4
 CLOSE: Final = 0.6
 _CACHED_WORDS: Final = 1 << 14
 
-# Letters to the class of the consonant that they stand for; vowels, h, w and y say nothing.
-_SOUNDS: Final = (
-    (re.compile(r"^(?:kn|gn)"), "N"),
+# Letters that sound as one, to the class of the consonant that is heard.
+_GROUPS: Final = (
+    (re.compile(r"^[kg]n"), "N"),
     (re.compile(r"^wr"), "R"),
     (re.compile(r"ph"), "F"),
     (re.compile(r"tch|[cs]h|[tcs]i(?=[ao])|j|dg(?=[eiy])|g(?=[eiy])"), "X"),
-    (re.compile(r"s?c(?=[eiy])|s|z"), "S"),
-    (re.compile(r"x"), "KS"),
+    (re.compile(r"s?c(?=[eiy])"), "S"),
     (re.compile(r"gh"), ""),
-    (re.compile(r"[ckqg]"), "K"),
-    (re.compile(r"[bp]"), "P"),
-    (re.compile(r"[dt]"), "T"),
-    (re.compile(r"[fv]"), "F"),
-    (re.compile(r"l"), "L"),
-    (re.compile(r"m"), "M"),
-    (re.compile(r"n"), "N"),
-    (re.compile(r"r"), "R"),
-    (re.compile(r"[^A-Z]"), ""),
-    # A t or d between consonants is not heard: "Leopold's".
-    (re.compile(r"(?<=[LNRSFK])T(?=[SKPFXMNL])"), ""),
-    (re.compile(r"(.)\1+"), r"\1"),
 )
+# Voiced and unvoiced are one; vowels, h, w and y say nothing.
+_CLASSES: Final = str.maketrans(
+    dict(zip("ckqgbpdtfvszlmnr", "KKKKPPTTFFSSLMNR", strict=True))
+    | {"x": "KS"}
+    | dict.fromkeys("aeiouhwyj", "")
+)
+# A t between consonants is not heard ("Leopold's"), nor one consonant twice.
+_UNHEARD: Final = re.compile(r"(?<=[LNRSFK])T(?=[SKPFXMNL])|(.)(?=\1)")
 
 
 @lru_cache(_CACHED_WORDS)
 def sound(word: str) -> str:
     """Return the consonants that are heard in a word, voiced and unvoiced alike: its sound."""
-    for letters, heard in _SOUNDS:
+    for letters, heard in _GROUPS:
         word = letters.sub(heard, word)
-    return word
+    return _UNHEARD.sub("", word.translate(_CLASSES))
 
 
 def closeness(one: str, other: str) -> float:
     """Return the share of letters that two words have in common in order, in [0, 1].
 
     That is 1 - d / n with d the edit distance, two letters changing places being one edit, and n the
-    longer one's length. O(letters squared).
+    longer one's length. O(letters squared), less what they begin and end with in common.
     """
+    longest = max(len(one), len(other), 1)
+    while one and other and one[0] == other[0]:
+        one, other = one[1:], other[1:]
+    while one and other and one[-1] == other[-1]:
+        one, other = one[:-1], other[:-1]
     before: list[int] = []
     row = list(range(len(other) + 1))
     for i, a in enumerate(one):
@@ -70,13 +70,13 @@ def closeness(one: str, other: str) -> float:
             if i and j and a == other[j - 1] and b == one[i - 1]:
                 cost = min(cost, above[j - 1] + 1)
             row.append(cost)
-    return 1 - row[-1] / max(len(one), len(other), 1)
+    return 1 - row[-1] / longest
 
 
 class Table:
     """Which things have a key, looked up for many keys at once.
 
-    Keys are kept as their hashes: 12 bytes each, where a dict of strings takes 200. A million keys have
+    Keys are kept as their hashes: some 24 bytes each, where a dict of strings takes 200. A million keys have
     a pair of equal 64-bit hashes once in 40 million tables.
 
     Args:
@@ -90,19 +90,22 @@ class Table:
         self._keys, starts = np.unique(keys[order], return_index=True)
         self._starts = np.append(starts, len(keys)).astype(np.int32)
         self._ids = np.array(ids, np.int32)[order]
+        # Nearly all that is asked after is unknown: one look tells, where a search takes twenty.
+        self._mask = (4 << len(self._keys).bit_length()) - 1
+        self._maybe = np.zeros(self._mask + 1, np.bool_)
+        self._maybe[self._keys & self._mask] = True
 
     def find(self, hashes: I64, *, most: int) -> list[tuple[int, list[int]]]:
         """Return the positions of the hashes that are known, with what has them if at most so many."""
-        if not len(self._keys) or not len(hashes):
-            return []
-        at = np.searchsorted(self._keys, hashes)
-        np.minimum(at, len(self._keys) - 1, out=at)
-        hits = np.flatnonzero(self._keys[at] == hashes)
+        maybe = np.flatnonzero(self._maybe[hashes & self._mask])
         found = []
-        for hit, row in zip(hits.tolist(), at[hits].tolist(), strict=True):
-            start, stop = int(self._starts[row]), int(self._starts[row + 1])
-            if stop - start <= most:
-                found.append((hit, self._ids[start:stop].tolist()))
+        for hit, row in zip(
+            maybe.tolist(), self._keys.searchsorted(hashes[maybe]).tolist(), strict=True
+        ):
+            if row < len(self._keys) and self._keys[row] == hashes[hit]:
+                start, stop = int(self._starts[row]), int(self._starts[row + 1])
+                if stop - start <= most:
+                    found.append((hit, self._ids[start:stop].tolist()))
         return found
 
 
@@ -144,12 +147,19 @@ class Lexicon:
             word = words[owners[at]]
             for id_ in ids:
                 known = self._words[id_]
-                if known not in near[owners[at]]:
+                if known not in near[owners[at]] and _may_be_close(word, known):
                     near[owners[at]][known] = closeness(word, known)
         return [
             sorted(((c, known) for known, c in found.items() if c >= CLOSE), reverse=True)
             for found in near
         ]
+
+
+def _may_be_close(one: str, other: str) -> bool:
+    """Return False where closeness cannot reach CLOSE: each letter that one lacks is an edit."""
+    letters, others = set(one), set(other)
+    most = (1 - CLOSE) * max(len(one), len(other))
+    return max(len(letters - others), len(others - letters), abs(len(one) - len(other))) <= most
 
 
 def _deletions(word: str) -> list[str]:

@@ -15,9 +15,8 @@ __all__ = ["SILENT", "silences", "spans", "spell"]
 _CACHED_WORDS: Final = 1 << 14
 
 # Inside a name these may be said, left out or added, and so may a hesitation.
-SILENT: Final = frozenset(
-    "the a an and of in at on uh uhh uhm um umm ummm er erm hm hmm mm".split()
-)
+_SILENT_TEXT: Final = "the a an and of in at on uh uhh uhm um umm ummm er erm hm hmm mm"
+SILENT: Final = frozenset(_SILENT_TEXT.split())
 
 _UNITS_TEXT: Final = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
@@ -105,7 +104,7 @@ def silences(words: Sequence[str], spelled: Sequence[str]) -> list[bool]:
 
 
 def spans(
-    spelled: Sequence[str], silent: Sequence[bool], *, most: int
+    spelled: Sequence[str], silent: Sequence[bool], *, most: int, letters: int
 ) -> list[tuple[int, int, str]]:
     """Return the spelling of every run of words, without spaces or the silent words inside it.
 
@@ -113,6 +112,7 @@ def spans(
         spelled: By `spell`.
         silent: By `silences`.
         most: The most words that a run may have; those that are "" do not count.
+        letters: The most letters of a spelling.
 
     Returns:
         First word, word after the last, and the spelling, never blank.
@@ -123,7 +123,10 @@ def spans(
         inner = spelled[start]
         found.append((start, start + 1, inner))
         for end in heard[number + 1 : number + most]:
-            found.append((start, end + 1, inner + spelled[end]))
+            spelling = inner + spelled[end]
+            if len(spelling) > letters:
+                break
+            found.append((start, end + 1, spelling))
             if not silent[end]:
-                inner += spelled[end]
+                inner = spelling
     return found
