@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from moss_voice.call.fields import name_fields
 from moss_voice.call.names import Names
+from moss_voice.call.spelling import spell
 from moss_voice.index import Places
 from moss_voice.ranking import GATE_ASKS, GATE_SAMPLE, nearness, threshold
 from moss_voice.session import SessionIndex
-from moss_voice.text import asks
+from moss_voice.text import asks, words
 from moss_voice.vectors import Vectors
 from moss_voice.workers import submit_aside
 
@@ -32,6 +33,10 @@ F32 = npt.NDArray[np.float32]
 
 # How many passages tell how near the index's own passages are to each other.
 _PROBES = 256
+# How many tell what is said of many things, and of how many of the values a word must be said for that.
+_READ = 4096
+_COMMON_VALUES = 4
+_COMMON_SHARE = 0.004
 
 
 class _Study(NamedTuple):
@@ -151,7 +156,8 @@ def _studied(index: SessionIndex, focus: tuple[str, ...] | None) -> _Study:
     places, names = None, Names[None]({})
     if fields:
         places = index.places_of(fields)
-        names = Names(dict.fromkeys(places.rows))
+        common = _common(index, fields, len(places.rows))
+        names = Names(dict.fromkeys(places.rows), common=common.__contains__)
     sample, least = None, -1.0
     if len(vectors) > 1:
         sample = Vectors(vectors.shape[1], base=[np.ascontiguousarray(vectors)])
@@ -161,3 +167,16 @@ def _studied(index: SessionIndex, focus: tuple[str, ...] | None) -> _Study:
             for row in probes.tolist()
         )
     return _Study(fields, names, places, sample, least, revision)
+
+
+def _common(index: SessionIndex, fields: Sequence[str], n_values: int) -> frozenset[str]:
+    """Return the words, as names are spelled, that passages use of many values whose names lack them."""
+    docs, _ = index.sample(_READ)
+    values_of: dict[str, set[str]] = {}
+    for doc in docs:
+        said = set(spell(words(doc.text)))
+        for value in (str((doc.metadata or {}).get(field, "")) for field in fields):
+            for word in said.difference(spell(words(value))) if value else ():
+                values_of.setdefault(word, set()).add(value)
+    least = max(_COMMON_VALUES, _COMMON_SHARE * n_values)
+    return frozenset(word for word, values in values_of.items() if len(values) >= least)

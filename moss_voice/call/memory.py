@@ -186,6 +186,7 @@ class CallMemory:
         self._last_number = 0
         self._vectors: deque[tuple[str, F32]] = deque(maxlen=ranking.CONVERSATION_TURNS + 1)
         self._focus = Focus()
+        self._said_words: set[str] = set()
         self._unindexed: dict[str, tuple[DocumentInfo, int]] = {}
         self._interims: OrderedDict[str, Future[_Foreseen]] = OrderedDict()
         self._next_interim: str | None = None
@@ -237,7 +238,7 @@ class CallMemory:
         """Take up what the resumed turns were about."""
         said = [turn for turn in self._turns.values() if not turn.filler]
         for turn in said[-_RESUMED_TURNS:]:
-            self._focus.heard(turn.id, self._recalling.named(turn.words))
+            self._focus.heard(turn.id, self._recalling.named(turn.words, self._said_words))
         recent = [turn.id for turn in said[-ranking.CONVERSATION_TURNS - 1 :]]
         self._vectors.extend(zip(recent, self.session.vectors_of(recent), strict=True))
 
@@ -464,6 +465,7 @@ class CallMemory:
 
     def _remember(self, turn: _Turn) -> None:
         self._turns[turn.id] = turn
+        self._said_words.update(turn.words.split())
         if turn.filler:
             self._fillers.add(turn.id)
         else:
@@ -578,7 +580,7 @@ class CallMemory:
         else:
             vector = embedder.embed([doc.text])[0]
         self.session.put([doc], vector[None, :], written_at=[written_at])
-        named = self._recalling.named(doc.text)
+        named = self._recalling.named(doc.text, self._said_words)
         with self._state:
             turn = self._turns[doc.id]
             self._vectors = deque(
@@ -827,6 +829,7 @@ class CallMemory:
                 [old for id_, old in self._vectors if id_ not in current],
                 [turn.terms for turn in islice(said, ranking.CONVERSATION_TURNS)],
                 self._focus.recent(without=current),
+                self._said_words,
             )
 
     def _current(self, words: str) -> set[str]:

@@ -66,12 +66,14 @@ class Said(NamedTuple):
         earlier: Unit vectors of the turns before it, the latest last.
         recent: The term ids of the turns before it, the latest first.
         named: What was named before it, the latest first.
+        words: The words said so far.
     """
 
     left_out: Collection[str]
     earlier: Sequence[F32]
     recent: Sequence[Sequence[int]]
     named: Sequence[Named]
+    words: Collection[str]
 
 
 class Found(NamedTuple):
@@ -135,12 +137,18 @@ class Recall:
     def _has(self, part: Part) -> bool:
         return part not in self._without
 
-    def named(self, text: str) -> list[Named]:
-        """Return the names that a text names, of all knowledge."""
+    def named(self, text: str, before: Collection[str]) -> list[Named]:
+        """Return the names that a turn names, of all knowledge.
+
+        Args:
+            text: The turn.
+            before: The words said in the call so far.
+        """
         if not self._has("focus"):
             return []
         words = spoken.words(text)
-        return [named for each in self._knowledge for named in each.study().names.find(words)]
+        names = (each.study().names for each in self._knowledge)
+        return [named for each in names if len(each) for named in each.find(words, before=before)]
 
     def search(self, query: Query, said: Said, model: Model | None) -> Found:
         """Search everything; the words are looked up while the model runs.
@@ -173,7 +181,7 @@ class Recall:
     def _prepare(self, query: Query, said: Said) -> tuple[Words | None, list[_Asked]]:
         """Do what needs no vector."""
         terms = self._terms(query)
-        recent = merged(self.named(query.text), said.named)
+        recent = merged(self.named(query.text, said.words), said.named)
         asked = []
         for knowledge in self._knowledge:
             places = knowledge.study().places
