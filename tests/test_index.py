@@ -719,7 +719,7 @@ def test_places_hold_until_rows_are_swept(monkeypatch: Patch) -> None:
     put(Doc("d3", "wifi", (1.0,) * DIM, {"of": "B"}))
     assert gained() == {"d1", "d5"}
     for target in (index, oracle):
-        target.delete([f"e{n}" for n in range(1, 40)])  # type: ignore[attr-defined]
+        target.delete([f"e{n}" for n in range(1, 40)])
     assert index.n_rows == len(index) == 7
     known = places, {}
     assert gained() == set()
