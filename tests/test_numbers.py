@@ -153,7 +153,9 @@ async def recalled(said: str, asked: str, *, without: tuple[str, ...] = ()) -> l
     """Return what is recalled for a query in a call in which the agent said something among chatter."""
     model = SpokenWords()
     session = SessionIndex("call", model_id=MODEL, embedder=model, remote=new_remote())
-    call = await CallMemory.open(session, deadline_ms=60_000, min_score=0.0, without=without)
+    call = await CallMemory.open(
+        session, deadline_ms=60_000, min_score=0.0, top_k=9, without=without
+    )
     for text in CHATTER:
         await call.heard(text)
     await call.heard(said, speaker="agent")
