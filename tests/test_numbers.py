@@ -132,10 +132,10 @@ def test_any_number_has_both_forms(digits: str) -> None:
     | st.text(max_size=30)
 )
 def test_forms_are_words_whatever_the_text(text: str) -> None:
-    """Whatever is asked, each form is one word that a document can hold, told once."""
+    """Whatever is asked, each form is something that a document can hold, told once, and short."""
     forms = other_forms(text)
     assert len(set(forms)) == len(forms)
-    assert all(term_ids(form).size == 1 for form in forms)
+    assert all(term_ids(form).size > 0 for form in forms)
     assert all(len(form) <= 24 for form in forms)
 
 
