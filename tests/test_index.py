@@ -351,7 +351,7 @@ def test_any_run_of_changes_and_searches_agrees_with_the_oracle(
                 assert index.delete(what) == oracle.delete(what)
             elif step == "study":
                 known = index.places_of(what), oracle.groups(what)
-                assert list(known[0].rows) == list(known[1])
+                assert known[0].rows.keys() == known[1].keys()
             else:
                 agree(index, oracle, what, known)
             if known is not None and index.n_rows < n_rows:
