@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
+
 from benchmarks.quality import Asked, FaqSet, metrics, rank_of, read_faq_set
 from moss_voice import MossClient
 from moss_voice.text import squash
