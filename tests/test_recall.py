@@ -524,19 +524,6 @@ async def test_an_interim_s_answer_has_no_more_twins_than_the_turn_s() -> None:
     assert foreseen == direct
 
 
-@pytest.mark.xfail(strict=True, reason="search_knowledge sorts by score what was chosen to differ")
-async def test_the_agent_s_search_begins_as_a_shorter_one_does() -> None:
-    """The head of a longer list of passages is the shorter list, also where what differs is chosen."""
-    model = SpokenWords()
-    faq = await index_of([*NEARLY, OTHER], model=model)
-    call = await open_call(model, [faq])
-    asked = "how much is parking per night"
-    shorter = [hit.id for hit in await call.search_knowledge(asked, top_k=3)]
-    longer = [hit.id for hit in await call.search_knowledge(asked, top_k=6)]
-    assert "other" in shorter
-    assert longer[:3] == shorter
-
-
 # --- faults ----------------------------------------------------------------------------------------
 
 
