@@ -182,8 +182,8 @@ async def test_what_is_known_of_an_index_goes_with_it() -> None:
     kept = weakref.ref(index)
     await index.close()
     del index
-    gc.collect()
-    assert kept() is None
+    # A worker thread may hold what it worked on last for an instant longer.
+    until(lambda: gc.collect() >= 0 and kept() is None)
 
 
 async def test_a_changed_index_is_studied_again_beside_the_call() -> None:

@@ -65,6 +65,11 @@ def test_what_is_said_has_its_digits(text: str, forms: list[str]) -> None:
         ("room 12", []),
         ("3 nights for 2 people", []),
         ("42 dollars", []),
+        # a lone letter beside it is none of it where it is a word; letters alone are no number
+        ("is it a 12 hour drive", []),
+        ("is it b c in room 12", []),
+        # two numbers, not one
+        ("rooms 104 & 105", ["one", "zero", "four", "five"]),
         # too long for a code
         ("1234567890123456789012345", []),
     ],
