@@ -255,6 +255,29 @@ def test_every_part_has_a_scene() -> None:
     assert [scene.part for scene in SCENES] == list(PARTS)
 
 
+@pytest.mark.parametrize(
+    ("without", "found"),
+    [([], ["first", "other"]), (["near_duplicates"], ["first", "second"])],
+)
+async def test_turns_that_say_the_same_make_room_too(without: list[str], found: list[str]) -> None:
+    """Also of turns, one that says nearly what a better one says falls behind another."""
+    call = await open_call(
+        SpokenWords(dim=4096), without=[*without, "neighbours", "recency", "spread"]
+    )
+    said = {
+        "first": "parking is ten dollars per night",
+        **weather(0, 6),
+        "second": "parking is maybe ten dollars per night",
+        **weather(6, 12),
+        "other": "parking per week is cheaper",
+    }
+    for id_, text in said.items():
+        await call.heard(text, id=id_)
+    hits = await call.recall("how much is the parking per night", top_k=2)
+    assert [hit.id for hit in hits] == found
+    await call.discard()
+
+
 async def test_all_parts_can_be_left_out_together() -> None:
     """What is left is a search by the last turn: of the knowledge and of the turns, with no part but two."""
     model = SpokenWords()
@@ -417,15 +440,21 @@ async def test_a_name_is_in_focus_where_it_is_known() -> None:
         name="other",
         model=model,
     )
-    call = await open_call(model, [unknown, known], focus=["entity"], top_k=20)
-    await call.heard("i am at the Hilton Inn", id="t1")
-    context = await call.context("parking rules", visible=["t1"])
-    assert context.hits[0].id == "Hilton Inn/parking"
-    assert {hit.id for hit in context.hits if hit.parts.focus} == {
-        "Hilton Inn/parking",
-        "Hilton Inn/wifi",
-    }
-    await call.discard()
+    parts: list[dict[str, HitParts]] = []
+    for without in ([], ["focus"]):
+        call = await open_call(model, [unknown, known], focus=["entity"], top_k=20, without=without)
+        await call.heard("i am at the Hilton Inn", id="t1")
+        hits = await call.search_knowledge("parking rules")
+        parts.append({hit.id: hit.parts for hit in hits})
+        await call.discard()
+    with_focus, plain = parts
+    assert next(iter(with_focus)) == "Hilton Inn/parking"
+    gained = {id_ for id_, each in with_focus.items() if each.focus}
+    assert gained == {"Hilton Inn/parking", "Hilton Inn/wifi"}
+    # The other is asked as if nothing had been named.
+    for n in range(3):
+        assert with_focus[f"u{n}"] == plain[f"u{n}"]
+    assert with_focus["Astoria/wifi"] != plain["Astoria/wifi"]
 
 
 async def test_a_topic_that_comes_back_is_in_focus_again() -> None:
