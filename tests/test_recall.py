@@ -457,6 +457,31 @@ async def test_a_name_is_in_focus_where_it_is_known() -> None:
     assert with_focus["Astoria/wifi"] != plain["Astoria/wifi"]
 
 
+async def test_a_word_counts_by_where_it_is_looked_for() -> None:
+    """In knowledge 1.3 times as much with a conversation before, 0.8 times once a name is known."""
+    model = SpokenWords()
+    faq = await houses(model)
+    keyword: dict[str, float] = {}
+    for name, said, without in (
+        ("alone", [], []),
+        ("conversation", ["good evening"], []),
+        ("left out", ["good evening"], ["conversation"]),
+        ("focus", ["i am at the Hilton Inn"], []),
+        ("no focus", ["i am at the Hilton Inn"], ["focus"]),
+    ):
+        call = await open_call(model, [faq], focus=["entity"], without=without)
+        for text in said:
+            await call.heard(text)
+        hits = await call.search_knowledge("parking rules")
+        keyword[name] = next(hit for hit in hits if hit.id == "Hilton Inn/parking").parts.keyword
+        await call.discard()
+    alone = keyword.pop("alone")
+    assert alone > 0.0
+    assert {name: value / alone for name, value in keyword.items()} == pytest.approx(
+        {"conversation": 1.3, "left out": 1.0, "focus": 0.8, "no focus": 1.3}, abs=1e-4
+    )
+
+
 async def test_a_topic_that_comes_back_is_in_focus_again() -> None:
     """A turn about something else drops the boost for itself, and forgets nothing."""
     model = SpokenWords()
