@@ -82,9 +82,9 @@ class Entry(NamedTuple):
 ENTRIES = {
     "ours": Entry("moss_voice", "ours", ("moss-voice",), ("moss_voice",), ("own int8",)),
     "model": Entry("the model alone", "model", (), (), finds=False),
-    "faiss": Entry("FAISS, a flat index", "homegrown", ("faiss-cpu",), ("faiss",)),
+    "faiss": Entry("FAISS flat index", "homegrown", ("faiss-cpu",), ("faiss",)),
     "chroma": Entry("Chroma", "chroma", ("chromadb",), ("chromadb",)),
-    "qdrant": Entry("Qdrant, local mode", "qdrant", ("qdrant-client",), ("qdrant_client",)),
+    "qdrant": Entry("Qdrant local mode", "qdrant", ("qdrant-client",), ("qdrant_client",)),
     "lancedb": Entry("LanceDB", "lance", ("lancedb",), ("lancedb",)),
     "mem0": Entry("mem0, infer=False", "mem_zero", ("mem0ai",), ("mem0",)),
 }
