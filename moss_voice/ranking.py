@@ -102,6 +102,10 @@ RECENCY_WEIGHT: Final = 0.03
 # right after stays as it is: it may be the answer.
 SPREAD_PENALTY: Final = 0.16
 SPREAD_TURNS: Final = (-4, -3, -2, -1, 2, 3, 4)
+# Candidates kept while a call's query walks a graph: 0.96 of the ten nearest of 10,000 real passages are
+# among those that come out, 0.98 with the 150 of a plain query, in two thirds of the time; what a call
+# asks for is proposed by words and names as well.
+GRAPH_EF: Final = 96
 # A hit whose cosine with a better one is above this says much the same; one of cosine 1 loses the
 # penalty in full (Banking77 R@5 .928 to .942, DSTC11 hit@5 +.002).
 DUPLICATE_COSINE: Final = 0.8
@@ -109,7 +113,7 @@ DUPLICATE_PENALTY: Final = 0.24
 
 # How near a turn is to a knowledge index: the mean of its best three cosines among a sample of the
 # passages, and a little more for a turn that asks (DSTC10 AUC .86 to .89).
-GATE_SAMPLE: Final = 1024
+GATE_SAMPLE: Final = 512
 GATE_NEAREST: Final = 3
 GATE_ASKS: Final = 0.1
 # A turn that asks nothing needs no earlier turn either unless that one says much the same: a cosine of
@@ -273,9 +277,15 @@ def diverse(
 
     Returns:
         Positions into `scores` in the order chosen, each with what it lost, 0 or below: so that sums
-        descend. O(k * n * dim).
+        descend. O(n * n * dim).
     """
     left = scores.astype(np.float32, copy=True)
+    alike = None
+    if vectors is not None:
+        alike = vectors @ vectors.T
+        alike -= np.float32(DUPLICATE_COSINE)
+        alike *= np.float32(DUPLICATE_PENALTY / (1.0 - DUPLICATE_COSINE))
+        np.maximum(alike, np.float32(0.0), out=alike)
     chosen: list[tuple[int, float]] = []
     for _ in range(min(k, left.size)):
         at = int(left.argmax())
@@ -283,10 +293,8 @@ def diverse(
         left[at] = -np.inf
         if places is not None:
             left[np.isin(places - places[at], SPREAD_TURNS)] -= np.float32(SPREAD_PENALTY)
-        if vectors is not None:
-            over = np.einsum("ij,j->i", vectors, vectors[at]) - np.float32(DUPLICATE_COSINE)
-            over *= np.float32(DUPLICATE_PENALTY / (1.0 - DUPLICATE_COSINE))
-            left -= np.maximum(over, np.float32(0.0))
+        if alike is not None:
+            left -= alike[at]
     return chosen
 
 

@@ -34,7 +34,8 @@ from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.recall import Found, Pairs, Query, Recall, Said
 from moss_voice.call.utterances import Utterance, Utterances
 from moss_voice.errors import InvalidArgumentError, MossError, SessionClosedError
-from moss_voice.index import Match, encode_document
+from moss_voice.index import encode_document
+from moss_voice.searching import Match
 from moss_voice.session import SessionIndex, normalised
 from moss_voice.types import (
     CallContext,
