@@ -96,6 +96,11 @@ bench: $(READY)
 	@mkdir -p build
 	$(PY) -m benchmarks.run --json build/bench.json $(ARGS)
 
+# How well a call recalls what it needs, on the evaluation data: each part of the retrieval off in turn.
+bench-quality: $(READY)
+	@mkdir -p build
+	$(PY) -m benchmarks.quality --ablate --json build/quality.json $(ARGS)
+
 # Up to 500,000 passages, 200 calls beside each other, a call of 5,000 turns: half an hour.
 bench-load: $(READY)
 	@mkdir -p build
