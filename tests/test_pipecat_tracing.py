@@ -58,6 +58,9 @@ async def test_a_recall_nests_under_its_turn(
     told = dict(recall.attributes or {})
     assert told["moss_voice.outcome"] == "ok"
     assert told["moss_voice.sources"] == ("faq: refund",)
+    assert told["moss_voice.need"] == 1.0  # of one passage nobody can tell what is far from it
+    (rank,), (keyword,) = told["moss_voice.rank_scores"], told["moss_voice.parts.keyword"]  # type: ignore[misc]
+    assert 0 < float(keyword) < float(rank)
     assert ("how long does a refund take" in str(told)) is send_text
 
 
