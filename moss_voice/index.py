@@ -552,9 +552,11 @@ class Index:
         ranked[low] = -np.inf
         if rows is None:
             ranked[~allowed] = -np.inf
-        pool = max(_POOL, 2 * top_k) if manner.spread or manner.near_duplicates else top_k
+        picky = manner.spread or manner.near_duplicates
+        pool = max(_POOL, 2 * top_k) if picky else top_k
         chosen = best(ranked, ordinals if rows is None else ordinals[rows], k=pool)
-        if pool != top_k:
+        losses = [0.0] * chosen.size
+        if picky and chosen.size > 1:
             among = chosen if rows is None else rows[chosen]
             kept = diverse(
                 ranked[chosen],
@@ -562,7 +564,8 @@ class Index:
                 places=extra.places[chosen] if manner.spread and of_turns else None,
                 vectors=now.matter.vectors.take(among) if manner.near_duplicates else None,
             )
-            chosen = chosen[kept]
+            chosen = chosen[[at for at, _ in kept]]
+            losses = [loss for _, loss in kept]
         semantic = np.float32(alpha) * dense
         return [
             Match(
@@ -570,9 +573,11 @@ class Index:
                 now.matter.ids[row],
                 now.matter.documents[row],
                 float(score[at]),
-                HitParts(float(semantic[at]), float(fused[at] - semantic[at]), *extra.of(int(at))),
+                HitParts(
+                    float(semantic[at]), float(fused[at] - semantic[at]), *extra.of(int(at)), loss
+                ),
             )
-            for at in chosen
+            for at, loss in zip(chosen[:top_k], losses, strict=False)
         ]
 
     def _candidates(

@@ -112,6 +112,9 @@ DUPLICATE_PENALTY: Final = 0.24
 GATE_SAMPLE: Final = 1024
 GATE_NEAREST: Final = 3
 GATE_ASKS: Final = 0.1
+# A turn that asks nothing needs no earlier turn either unless that one says much the same: a cosine of
+# 0.3. By eye, on the demo call; no data here tells which earlier turns a statement needs.
+UNASKED_MIN_SCORE: Final = 0.65
 # A turn needs the index from this share on of what its own passages have among each other.
 GATE_SHARE: Final = 0.55
 
@@ -256,7 +259,7 @@ def best(scores: F32, ordinals: I64, *, k: int) -> I64:
 
 def diverse(
     scores: F32, *, k: int, places: I64 | None = None, vectors: F32 | None = None
-) -> list[int]:
+) -> list[tuple[int, float]]:
     """Choose k of some candidates one after another, so that they don't all say the same.
 
     Each one chosen takes something from those still to choose: from turns close to it in the call, and
@@ -269,13 +272,14 @@ def diverse(
         vectors: (n, dim) float32 unit rows; None where near-duplicates are welcome.
 
     Returns:
-        Positions into `scores`, in the order chosen. O(k * n * dim).
+        Positions into `scores` in the order chosen, each with what it lost, 0 or below: so that sums
+        descend. O(k * n * dim).
     """
     left = scores.astype(np.float32, copy=True)
-    chosen: list[int] = []
+    chosen: list[tuple[int, float]] = []
     for _ in range(min(k, left.size)):
         at = int(left.argmax())
-        chosen.append(at)
+        chosen.append((at, float(left[at] - scores[at])))
         left[at] = -np.inf
         if places is not None:
             left[np.isin(places - places[at], SPREAD_TURNS)] -= np.float32(SPREAD_PENALTY)

@@ -201,8 +201,15 @@ class Recall:
         return terms
 
     def _turns(self, query: Query, said: Said, own: F32 | None, words: Words | None) -> Pairs:
+        gated = self._has("gate") and not query.is_asked and not spoken.asks(query.text)
         return self._find(
-            self._session, own, words, query.top_k, exclude=said.left_out, manner=self._of_turns
+            self._session,
+            own,
+            words,
+            query.top_k,
+            exclude=said.left_out,
+            manner=self._of_turns,
+            min_score=ranking.UNASKED_MIN_SCORE if gated else 0.0,
         )
 
     def _passages(
@@ -272,6 +279,7 @@ class Recall:
         manner: Manner,
         boost: Mapping[str, float] | None = None,
         knowledge: Knowledge | None = None,
+        min_score: float = 0.0,
     ) -> Pairs:
         if words is None:
             return []
@@ -283,7 +291,7 @@ class Recall:
             exclude=exclude,
             boost=boost,
             places=knowledge.study().places if knowledge is not None else None,
-            min_score=self._min_score if vector is not None else None,
+            min_score=max(min_score, self._min_score) if vector is not None else None,
             manner=manner,
         )
         return [(index, match) for match in matches]
