@@ -289,7 +289,7 @@ def test_query_tells_what_a_result_was_ranked_by(
     assert "rank" not in run(*ask)
     for doc in run_json(*ask)["docs"]:
         parts = doc["parts"]
-        assert list(parts) == ["semantic", "keyword", "focus", "neighbour", "recency"]
+        assert list(parts) == ["semantic", "keyword", "focus", "neighbour", "recency", "repeat"]
         assert doc["score"] == pytest.approx((1 + parts["semantic"] / 0.8) / 2, abs=1e-5)
     (best,) = run_json(*ask, "--alpha", "0", "--top-k", "1")["docs"]
     assert best["parts"]["semantic"] == 0

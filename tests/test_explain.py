@@ -45,10 +45,10 @@ async def client(tmp_path: Path) -> AsyncIterator[MossClient]:
         (HitParts(0.521, 0.187), ["rank 0.71 = semantic 0.52 + keyword 0.19"]),
         (HitParts(0.5, focus=0.5), ["rank 1.00 = semantic 0.50 + focus 0.50"]),
         (
-            HitParts(0.4, 0.2, 0.0, -0.03, 0.02),
+            HitParts(0.4, 0.2, 0.0, -0.03, 0.02, -0.16),
             [
-                "rank 0.59 = semantic 0.40 + keyword 0.20 - neighbour 0.03",
-                "          + recency 0.02",
+                "rank 0.43 = semantic 0.40 + keyword 0.20 - neighbour 0.03",
+                "          + recency 0.02 - repeat 0.16",
             ],
         ),
         (HitParts(keyword=1.0), ["rank 1.00 = keyword 1.00"]),

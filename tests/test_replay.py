@@ -207,7 +207,7 @@ def test_a_replay_in_json_always_tells_why(stay: tuple[Path, Path]) -> None:
     best = third["hits"][0]
     assert best["id"] == "quay-parking"
     assert best["parts"]["focus"] == pytest.approx(0.5)
-    assert list(best["parts"]) == ["semantic", "keyword", "focus", "neighbour", "recency"]
+    assert list(best["parts"]) == ["semantic", "keyword", "focus", "neighbour", "recency", "repeat"]
 
 
 def test_parts_of_the_retrieval_can_be_left_out(stay: tuple[Path, Path]) -> None:
