@@ -21,7 +21,7 @@ def explained(parts: HitParts, *, width: int) -> list[str]:
     """
     line = f"rank {parts.total:.2f}"
     indent = " " * len(line)
-    lines = []
+    lines: list[str] = []
     for name, value in asdict(parts).items():
         size = f"{abs(value):.2f}"
         if float(size) == 0.0:

@@ -314,14 +314,14 @@ async def query(
     for rank, doc in enumerate(result.docs, start=1):
         head = Text.assemble((f"{rank}. ", "bold"), (plain(doc.id), "cyan"), f"  {doc.score:.3f}")
         shell.out.print(head, soft_wrap=True)
-        for told in explained(doc.parts, width=shell.out.width - 3) if explain else ():
-            shell.out.print(Text(f"   {told}", style="dim"), soft_wrap=True)
+        for why in explained(doc.parts, width=shell.out.width - 3) if explain else ():
+            shell.out.print(Text(f"   {why}", style="dim"), soft_wrap=True)
         for line in Text(plain(doc.text)).wrap(shell.out, max(20, shell.out.width - 3)):
             line.rstrip()
             shell.out.print(Text.assemble("   ", line), soft_wrap=True)
         if doc.metadata:
-            pairs = ", ".join(f"{key}={value}" for key, value in sorted(doc.metadata.items()))
-            line = Text(f"   {plain(pairs)}", style="dim")
+            told = ", ".join(f"{key}={value}" for key, value in sorted(doc.metadata.items()))
+            line = Text(f"   {plain(told)}", style="dim")
             line.truncate(shell.out.width, overflow="ellipsis")
             shell.out.print(line, soft_wrap=True)
     found = f"{len(result.docs)} found" if result.docs else "nothing found"

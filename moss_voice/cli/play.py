@@ -339,8 +339,8 @@ def _show_context(console: Console, played: Played, context: CallContext, *, exp
         line.truncate(space + 2, overflow="ellipsis")
         _print_indented(console, line)
         if explain:
-            for told in explained(hit.parts, width=space - 2):
-                _print_indented(console, Text(f"    {told}", style="dim"))
+            for why in explained(hit.parts, width=space - 2):
+                _print_indented(console, Text(f"    {why}", style="dim"))
     rest = len(context.hits) - len(shown)
     if rest > 0:
         _print_indented(console, Text(f"  and {rest} more", style="dim"))
