@@ -90,7 +90,8 @@ def span_attributes(
     if context.need is not None:
         told["moss_voice.need"] = round(context.need, 3)
     for name in _PARTS:
-        values = [round(float(getattr(hit.parts, name)), 4) for hit in context.hits]
+        # Adding 0 makes 0 of -0, which rounding leaves of a tiny negative number.
+        values = [round(float(getattr(hit.parts, name)), 4) + 0.0 for hit in context.hits]
         if any(values):
             told[f"moss_voice.parts.{name}"] = values
     return told
