@@ -291,6 +291,7 @@ def rank(
     losses = [0.0] * chosen.size
     if manner.picky and chosen.size > 1:
         chosen, losses = _diverse(search, ranked, chosen, rows, top_k)
+    semantic = np.float32(alpha) * dense
     return [
         Match(
             row := int(at if rows is None else rows[at]),
@@ -298,8 +299,8 @@ def rank(
             scope.documents[row],
             float(score[at]),
             HitParts(
-                semantic := alpha * float(dense[at]),
-                float(fused[at]) - semantic,
+                float(semantic[at]),
+                float(fused[at] - semantic[at]) if keyword[at] > 0.0 else 0.0,
                 _part(focus, at),
                 _part(neighbour, at),
                 _part(recency, at),
@@ -439,7 +440,7 @@ def _diverse(
         places = place[chosen]
     if manner.near_duplicates:
         held = search.scope.vectors.take(chosen if rows is None else rows[chosen])
-    kept = diverse(ranked[chosen], k=top_k, places=places, vectors=held)
+    kept = diverse(ranked[chosen], k=top_k, places=places, n_turns=search.order.size, vectors=held)
     return chosen[[at for at, _ in kept]], [loss for _, loss in kept]
 
 

@@ -617,6 +617,12 @@ class SessionIndex:
             terms, top_k=top_k, exclude=exclude, boost=boost, places=places, manner=manner
         )
 
+    def best_by_words(self, terms: Mapping[int, float]) -> float:
+        """Return the best BM25 score that any document has for some words; 0 where none has any."""
+        if self._index is None:
+            return 0.0
+        return float(self._index.words(terms).scores.max(initial=0.0))
+
     @property
     def revision(self) -> int:
         """A number that no other state of this or another index has; -1 without documents."""

@@ -276,6 +276,12 @@ class CallMemory:
         with self._state:
             return Counters(**{**self._counts, "turns": len(self._turns)})
 
+    @property
+    def about(self) -> list[str]:
+        """What the call is about: the values in focus, newest first; empty where nothing was named."""
+        with self._state:
+            return [named.value for named in self._focus.recent()]
+
     # --- hearing -----------------------------------------------------------------------------------
 
     async def heard(

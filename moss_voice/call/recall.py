@@ -90,6 +90,7 @@ class _Asked(NamedTuple):
 
     knowledge: Knowledge
     search: Prepared | None
+    terms: Mapping[int, float]
     in_focus: bool
 
 
@@ -206,10 +207,9 @@ class Recall:
         else:
             decay = ranking.KEYWORD_DECAY
             weight = ranking.KEYWORDS_IN_CONVERSATION if said.recent else 1.0
-        if self._has("keyword_window"):
-            terms = ranking.decayed(terms, said.recent, decay=decay)
+        window = said.recent if self._has("keyword_window") else ()
         search = knowledge.index.prepare(
-            terms,
+            ranking.decayed(terms, window, decay=decay),
             top_k=query.top_k,
             exclude=query.visible,
             boost=boost,
@@ -220,7 +220,7 @@ class Recall:
                 ef=ranking.GRAPH_EF,
             ),
         )
-        return _Asked(knowledge, search, bool(boost))
+        return _Asked(knowledge, search, terms, bool(boost))
 
     def _terms(self, query: Query) -> dict[int, float]:
         terms = dict.fromkeys(spoken.term_ids(query.text).tolist(), 1.0)
@@ -245,7 +245,9 @@ class Recall:
         if own is None:
             return self._found(index, asked.search, None, query), None
         near = knowledge.near(own)
-        need = knowledge.need(near, query.text) if self._has("gate") else None
+        need = None
+        if self._has("gate"):
+            need = knowledge.need(near, query.text, asked.terms)
         if need is not None and need < 1.0 and not query.is_asked:
             return [], need
         vector = own
