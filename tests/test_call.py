@@ -37,6 +37,7 @@ from moss_voice.models import load_embedder
 from moss_voice.session import SessionIndex
 from moss_voice.types import CallContext, DocumentInfo, GetDocumentsOptions, Hit
 from moss_voice.versions import Remote
+from moss_voice.workers import submit_write
 
 F32 = npt.NDArray[np.float32]
 LONG_MS = 60_000.0
@@ -1146,3 +1147,24 @@ async def test_the_bundled_model_in_a_whole_call(where: str, tmp_path: Path) -> 
         hits = await again.recall("what was wrong with the bill")
         assert hits[0].text == "I was charged twice for the March invoice"
         await again.end()
+
+
+async def test_a_disk_that_does_not_answer_makes_no_context_late(make: Make) -> None:
+    """Turns wait for their flush, more of them than there are threads; a context does not."""
+    call = await make(deadline_ms=5_000)
+    await call.heard("the hotel is the Astoria", id="first")
+    disk = threading.Event()
+    busy = [submit_write(disk.wait) for _ in range(4)]
+    try:
+        heard = [asyncio.create_task(call.heard(f"parking rule {n}")) for n in range(24)]
+        await asyncio.sleep(0)
+        found = await call.context("which hotel")
+        assert found.outcome == "ok"
+        assert found.hits[0].id == "first"
+        assert not any(turn.done() for turn in heard)
+    finally:
+        disk.set()
+    assert len(set(await asyncio.gather(*heard))) == 24
+    assert all(run.result(timeout=30) for run in busy)
+    assert call.durable
+    await call.discard()
