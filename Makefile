@@ -1,9 +1,9 @@
 # demo: a real call replayed through the real engine     test: everything CI runs
-# check: linters and types alone               bench, bench-load, bench-hosts, bench-cloud: speed and memory, as tables
+# check: linters and types alone               bench, bench-load, bench-hosts, bench-cloud, bench-peers: speed and memory, as tables
 # matrix: the tests on every supported Python found here  format: tidy the code
 .DELETE_ON_ERROR:
 .PHONY: demo test check wheel wheel-built smoke-bare smoke-livekit smoke-pipecat smoke-server \
-	pipecat-oldest bench bench-load bench-hosts bench-cloud matrix format clean
+	pipecat-oldest bench bench-load bench-hosts bench-cloud bench-peers bench-quality matrix format clean
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -96,6 +96,11 @@ bench: $(READY)
 	@mkdir -p build
 	$(PY) -m benchmarks.run --json build/bench.json $(ARGS)
 
+# How well a call recalls what it needs, on the evaluation data: each part of the retrieval off in turn.
+bench-quality: $(READY)
+	@mkdir -p build
+	$(PY) -m benchmarks.quality --ablate --json build/quality.json $(ARGS)
+
 # Up to 500,000 passages, 200 calls beside each other, a call of 5,000 turns: half an hour.
 bench-load: $(READY)
 	@mkdir -p build
@@ -113,6 +118,22 @@ bench-cloud: $(READY)
 	@mkdir -p build
 	$(PY) -m benchmarks.cloud --json build/cloud.json
 	$(PY) -m benchmarks.cloud_faults --json build/cloud_faults.json
+
+# Beside what people use in our place, in an environment of its own (some 2.5 GB). With pip, which is told of
+# further indexes and folders by its settings: see the requirements.
+PEERS := .venv-peers
+
+$(PEERS)/.ready: benchmarks/peers/requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "moss-voice needs Python 3.11 or newer on PATH (or PYTHON=/path/to/python)" >&2; exit 1; }
+	@test -x $(PEERS)/bin/python || "$(PYTHON)" -m venv $(PEERS)
+	@echo "Installing moss-voice and its peers into $(PEERS) (a few minutes)"
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement benchmarks/peers/requirements.txt --editable .
+	@touch $@
+
+bench-peers: $(PEERS)/.ready
+	@mkdir -p build
+	$(PEERS)/bin/python -m benchmarks.peers --json build/peers.json $(ARGS)
 
 matrix:
 	@for v in 3.11 3.12 3.13; do \

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import sys
 import tempfile
 import time
@@ -285,6 +286,57 @@ async def meeting_ways(client: MossClient, data: Meetings, *, ablate: bool) -> l
     return ways + plain
 
 
+_DIGITS = dict(
+    zip(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+        "0123456789",
+        strict=True,
+    )
+)
+
+_READ_OUT = re.compile(rf"(?:\b(?:{'|'.join(_DIGITS)})\b ?){{3,}}")
+
+
+def spoken_numbers(data: Path) -> list[tuple[list[tuple[str, str]], list[tuple[str, int]]]]:
+    """Return the calls of the data in which somebody reads out digits: its turns, and what to ask.
+
+    A query asks for the digits as one would type them; the turn that has them is right.
+    """
+    found = []
+    for row in rows_of(data / "calls.dev.jsonl") if (data / "calls.dev.jsonl").exists() else ():
+        turns = [
+            (str(turn["speaker"]), str(turn["text"]))
+            for turn in row["turns"]
+            if turn["speaker"] != "action" and turn["text"].strip()
+        ]
+        asked: dict[str, int] = {}
+        for at, (_, text) in enumerate(turns):
+            for run in _READ_OUT.findall(text.lower()):
+                asked.setdefault("".join(_DIGITS[word] for word in run.split()), at)
+        if asked:
+            found.append((turns, list(asked.items())))
+    return found
+
+
+async def number_ways(
+    client: MossClient, calls: Sequence[tuple[list[tuple[str, str]], list[tuple[str, int]]]]
+) -> list[Way]:
+    """Hear each call, and recall from it what was read out, asked for in digits."""
+    chosen = [DEFAULT, Setting("without numbers", without=("numbers",))]
+    ways = [Way(setting.name, [], []) for setting in chosen]
+    for number, (turns, asked) in enumerate(calls):
+        for setting, way in zip(chosen, ways, strict=True):
+            call = await client.call(
+                f"numbers-{number}", without=setting.without, journal=False, deadline_ms=60_000
+            )
+            ids = [await call.heard(text, speaker) for speaker, text in turns]
+            for digits, at in asked:
+                hits = await call.recall(f"did you say {digits}", top_k=DEPTH)
+                way.ranks.append(rank_of([hit.id for hit in hits], {str(ids[at])}))
+            await call.discard()
+    return ways
+
+
 def metrics(ranks: npt.NDArray[np.int64], *, cuts: Sequence[int], mrr: bool) -> dict[str, F64]:
     """Return each metric, per query."""
     found = {f"hit@{cut}": (ranks <= cut).astype(np.float64) for cut in cuts}
@@ -357,7 +409,13 @@ async def measure(
             for folder in folders:
                 started = time.perf_counter()
                 console.print(f"measuring {folder.name}")
-                if (folder / "docs.jsonl").exists():
+                if (folder / "calls.dev.jsonl").exists():
+                    ways = await number_ways(client, spoken_numbers(folder)[:most])
+                    wanted = [True] * len(ways[0].ranks)
+                    found["numbers read out in calls, asked for in digits"] = report_of(
+                        ways, wanted, cuts=(1, 5), mrr=True
+                    )
+                elif (folder / "docs.jsonl").exists():
                     data = read_faq_set(folder)
                     if most is not None:
                         data = data._replace(asked=data.asked[:most])
@@ -420,7 +478,8 @@ def folders_of(data: Path, names: Sequence[str] | None) -> list[Path]:
     """Return the folders that hold queries: the directory itself, or those in it."""
     if list(data.glob("queries*.jsonl")):
         return [data]
-    found = sorted({path.parent for path in data.glob("*/queries*.jsonl")})
+    paths = (*data.glob("*/queries*.jsonl"), *data.glob("*/calls.dev.jsonl"))
+    found = sorted({path.parent for path in paths})
     return [folder for folder in found if not names or folder.name in names]
 
 

@@ -20,8 +20,19 @@ import numpy.typing as npt
 from moss_voice.errors import InvalidArgumentError
 from moss_voice.filters import Columns, Filter
 from moss_voice.keywords import ByTerm, Keywords, Postings
-from moss_voice.ranking import best, diverse, fuse, lent, newer, to_score
-from moss_voice.types import HitParts, Metadata
+from moss_voice.searching import (
+    PLAIN,
+    Manner,
+    Match,
+    Places,
+    Prepared,
+    Scope,
+    StoredDocument,
+    decode_document,
+    prepare,
+    rank,
+)
+from moss_voice.types import Metadata
 from moss_voice.vectors import EXACT_ROWS, Graph, Vectors
 
 __all__ = [
@@ -41,25 +52,8 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
-# What the graph and the keywords each propose before the exact scores decide. With fewer, a document
-# that is good in both but best in neither is missed.
-CANDIDATES: Final = 64
-# Turns are scored one and all while there are not more of them: a longer call than any.
-EXACT_TURNS: Final = 4 * EXACT_ROWS
-# Of how many candidates the diverse ones are chosen: the same for small `top_k`, so that a shorter list
-# begins like a longer one.
-_POOL: Final = 64
 # Tombstones are swept out when they outnumber the living, but not for a handful.
 SWEEP_ROWS: Final = 1024
-
-
-class StoredDocument(NamedTuple):
-    """A document as it is kept: without its vector, which sits in a row of the matrix."""
-
-    id: str
-    text: str
-    metadata: Metadata | None
-    payload: Any
 
 
 def encode_document(id: str, text: str, metadata: Metadata | None, payload: Any) -> bytes:  # noqa: A002
@@ -82,14 +76,6 @@ def encode_document(id: str, text: str, metadata: Metadata | None, payload: Any)
             f"document {id!r}: expected text in valid Unicode and a payload of plain JSON values"
             f" ({type(error).__name__})"
         ) from None
-
-
-def decode_document(line: bytes) -> StoredDocument:
-    """Read back what `encode_document` wrote."""
-    fields = json.loads(line.decode())  # bytes would have their encoding guessed first
-    return StoredDocument(
-        fields["id"], fields["text"], fields.get("metadata"), fields.get("payload")
-    )
 
 
 class Batch(NamedTuple):
@@ -134,71 +120,6 @@ class Block(NamedTuple):
     alive: Bool
     ordinals: I64
     by_term: ByTerm | None = None
-
-
-class Match(NamedTuple):
-    """A row that a search found.
-
-    Attributes:
-        line: The encoded document.
-        score: In [0, 1]: the cosine mapped, or the share of the best keyword score at alpha 0.
-        parts: What it was ranked by.
-    """
-
-    row: int
-    id: str
-    line: bytes
-    score: float
-    parts: HitParts
-
-    @property
-    def fused(self) -> float:
-        """The sum of its parts; comparable within one search only."""
-        return self.parts.total
-
-    @property
-    def document(self) -> StoredDocument:
-        """The document, decoded anew each time: of many candidates only the best are looked at."""
-        return decode_document(self.line)
-
-
-class Manner(NamedTuple):
-    """How a search ranks beyond meaning and words.
-
-    Attributes:
-        keyword_weight: How much more than usual a word counts.
-        neighbours: Documents are turns, in order of insertion, and lend to those beside them.
-        recency: Later ones gain a little.
-        spread: Turns close to a better one lose a little.
-        near_duplicates: Documents that say what a better one says lose a little.
-    """
-
-    keyword_weight: float = 1.0
-    neighbours: bool = False
-    recency: bool = False
-    spread: bool = False
-    near_duplicates: bool = False
-
-    @property
-    def of_turns(self) -> bool:
-        """True where documents stand in an order that counts."""
-        return self.neighbours or self.recency or self.spread
-
-
-PLAIN: Final = Manner()
-_NO_ROWS: Final = np.empty(0, np.int64)
-
-
-class Places(NamedTuple):
-    """Where groups of documents lie, for as long as the rows are not swept together.
-
-    Attributes:
-        rows: (n,) int64 rows, ascending, per group.
-        matter: What the rows are of.
-    """
-
-    rows: Mapping[str, I64]
-    matter: object
 
 
 class _Column:
@@ -273,6 +194,21 @@ class _Generation(NamedTuple):
     alive: Bool
     n_alive: int
     graph: Graph | None
+
+    @property
+    def scope(self) -> Scope:
+        """What a search needs of it."""
+        matter = self.matter
+        return Scope(
+            matter.vectors,
+            matter.ids,
+            matter.documents,
+            matter.ordinals.view(self.n_rows),
+            self.alive,
+            self.n_rows,
+            self.graph,
+            matter,
+        )
 
     def row(self, id_: object) -> int | None:
         """Return the living row of a document in this generation."""
@@ -476,6 +412,31 @@ class Index:
         rows, scores = now.matter.keywords.scores(terms, n_rows=now.n_rows, alive=now.alive)
         return Words(now, rows, scores)
 
+    def prepare(
+        self,
+        terms: Mapping[int, float] | I64 | Words | None,
+        *,
+        top_k: int,
+        condition: Filter | None = None,
+        exclude: Collection[str] = (),
+        boost: Mapping[str, float] | None = None,
+        places: Places | None = None,
+        manner: Manner = PLAIN,
+    ) -> Prepared:
+        """Do all of a search that needs no vector; see `search`, and `searching.rank` for the rest."""
+        if terms is not None and not isinstance(terms, Words) and len(terms):
+            terms = self.words(terms)
+        now = terms.generation if isinstance(terms, Words) else self._generation
+        return prepare(
+            now.scope,
+            (terms.rows, terms.scores) if isinstance(terms, Words) else None,
+            allowed=now.allowed(condition, exclude),
+            boost=boost,
+            places=places,
+            manner=manner,
+            top_k=top_k,
+        )
+
     def search(
         self,
         *,
@@ -501,7 +462,7 @@ class Index:
             condition: Only documents that pass are ranked.
             min_score: Documents of a lower score are left out.
             exclude: Ids that are left out.
-            boost: Added to the fused score of these groups of `places`.
+            boost: Added to the rank score of these groups of `places`.
             places: Where groups lie, by `places_of`; groups whose rows were moved gain nothing.
             manner: What else counts.
 
@@ -510,104 +471,16 @@ class Index:
             no word with the query. Exact while the index is small or the filter leaves few rows; else
             the graph and the keywords propose candidates, which are scored exactly.
         """
-        now = terms.generation if isinstance(terms, Words) else self._generation
-        allowed = now.allowed(condition, exclude)
-        n_allowed = int(np.count_nonzero(allowed))
-        if n_allowed == 0 or top_k < 1:
-            return []
-
-        words, scores = np.empty(0, np.int64), np.empty(0, np.float32)
-        if alpha < 1.0 and terms is not None and len(terms):
-            _, words, scores = terms if isinstance(terms, Words) else self.words(terms)
-            passing = allowed[words]
-            words, scores = words[passing], scores[passing]
-        boosted = _boosted(now, boost, places)
-        if alpha == 0.0 or vector is None:
-            return _keyword_matches(now, words, scores, top_k, min_score, boosted)
-
-        of_turns = manner.of_turns and now.n_rows <= EXACT_TURNS
-        rows = None
-        if not of_turns:
-            rows = self._candidates(now, vector, words, scores, allowed, n_allowed, top_k, boosted)
-        dense = (
-            now.matter.vectors.scan(vector, n_rows=now.n_rows)
-            if rows is None
-            else now.matter.vectors.dot(vector, rows)
+        prepared = self.prepare(
+            terms if alpha < 1.0 or isinstance(terms, Words) else None,
+            top_k=top_k,
+            condition=condition,
+            exclude=exclude,
+            boost=boost,
+            places=places,
+            manner=manner,
         )
-        keyword = np.zeros(dense.size, np.float32)
-        if rows is None:
-            keyword[words] = scores
-        elif words.size:
-            # Both ascend: look the candidates up among the rows that share a word.
-            at = np.minimum(np.searchsorted(words, rows), words.size - 1)
-            np.copyto(keyword, scores[at], where=words[at] == rows)
-        fused = fuse(dense, keyword, alpha=alpha, keyword_weight=manner.keyword_weight)
-        score = to_score(dense)
-        low = score < min_score if min_score is not None else np.zeros(score.size, np.bool_)
-        ordinals = now.matter.ordinals.view(now.n_rows)
-        extra = _Extra(focus=_spread_out(boosted, fused.size, rows))
-        if of_turns:
-            extra = _among_turns(now, fused, allowed, ordinals, manner, extra)
-        ranked = fused + extra.total
-        ranked[low] = -np.inf
-        if rows is None:
-            ranked[~allowed] = -np.inf
-        pool = max(_POOL, 2 * top_k) if manner.spread or manner.near_duplicates else top_k
-        chosen = best(ranked, ordinals if rows is None else ordinals[rows], k=pool)
-        if pool != top_k:
-            among = chosen if rows is None else rows[chosen]
-            kept = diverse(
-                ranked[chosen],
-                k=top_k,
-                places=extra.places[chosen] if manner.spread and of_turns else None,
-                vectors=now.matter.vectors.take(among) if manner.near_duplicates else None,
-            )
-            chosen = chosen[kept]
-        semantic = np.float32(alpha) * dense
-        return [
-            Match(
-                row := int(at if rows is None else rows[at]),
-                now.matter.ids[row],
-                now.matter.documents[row],
-                float(score[at]),
-                HitParts(float(semantic[at]), float(fused[at] - semantic[at]), *extra.of(int(at))),
-            )
-            for at in chosen
-        ]
-
-    def _candidates(
-        self,
-        now: _Generation,
-        vector: F32,
-        words: I64,
-        scores: F32,
-        allowed: Bool,
-        n_allowed: int,
-        top_k: int,
-        boosted: Sequence[tuple[I64, float]],
-    ) -> I64 | None:
-        """Return the rows worth an exact score, ascending, or None for all of them."""
-        if now.n_rows <= EXACT_ROWS:
-            return None
-        # Gathering rows costs about three times as much as scanning them in place.
-        if 3 * n_allowed < now.n_rows:
-            return np.flatnonzero(allowed)
-        if now.graph is None:
-            return None
-        wanted = max(CANDIDATES, 4 * top_k)
-        near = now.graph.near(vector, min(wanted, now.graph.n_rows))
-        chosen = np.zeros(now.n_rows, np.bool_)
-        chosen[near] = True
-        chosen[now.graph.n_rows :] = True
-        chosen &= allowed
-        if np.count_nonzero(chosen) < min(n_allowed, 2 * top_k) or wanted > now.graph.n_rows:
-            return None
-        if words.size > wanted:
-            words = words[np.argpartition(scores, words.size - wanted)[words.size - wanted :]]
-        chosen[words] = True
-        for rows, _ in boosted:
-            chosen[rows[allowed[rows]]] = True
-        return np.flatnonzero(chosen)
+        return rank(prepared, vector, top_k=top_k, alpha=alpha, min_score=min_score)
 
     def places_of(self, fields: Sequence[str]) -> Places:
         """Return where the documents lie that have each text value of some metadata fields.
@@ -638,24 +511,6 @@ class Index:
             lines = [now.matter.documents[row] for row in rows.tolist()]
             vectors = now.matter.vectors.take(rows)
         return [decode_document(line) for line in lines], vectors
-
-    def nearest_of(self, vector: F32, places: Places, values: Sequence[str]) -> list[float]:
-        """Return the best cosine among the documents of each value of `places`.
-
-        Returns:
-            One per value, 1 where nothing is known of it. O(documents of the values).
-        """
-        now = self._generation
-        groups = [places.rows.get(value, _NO_ROWS) for value in values]
-        if places.matter is not now.matter or not any(rows.size for rows in groups):
-            return [1.0] * len(values)
-        cosines = now.matter.vectors.dot(vector, np.concatenate(groups))
-        ends = np.cumsum([rows.size for rows in groups])
-        starts = [0, *ends[:-1].tolist()]
-        return [
-            float(cosines[start:end].max()) if end > start else 1.0
-            for start, end in zip(starts, ends.tolist(), strict=True)
-        ]
 
     @property
     def wants_graph(self) -> bool:
@@ -738,110 +593,3 @@ def _extract(matter: _Matter, rows: I64) -> Block:
         np.ones(rows.size, np.bool_),
         matter.ordinals.view(n_rows)[rows].copy(),
     )
-
-
-class _Extra(NamedTuple):
-    """What is added to a fused score: a number for all, or one for each."""
-
-    focus: F32
-    neighbour: F32 | None = None
-    recency: F32 | None = None
-    places: I64 = np.empty(0, np.int64)
-
-    @property
-    def total(self) -> F32:
-        total = self.focus
-        for part in (self.neighbour, self.recency):
-            if part is not None:
-                total = total + part
-        return total
-
-    def of(self, at: int) -> tuple[float, float, float]:
-        """Return the parts of one row."""
-        return (
-            float(self.focus[at]),
-            float(self.neighbour[at]) if self.neighbour is not None else 0.0,
-            float(self.recency[at]) if self.recency is not None else 0.0,
-        )
-
-
-def _boosted(
-    now: _Generation, boost: Mapping[str, float] | None, places: Places | None
-) -> list[tuple[I64, float]]:
-    """Return the rows of this generation that gain something, the least gain first."""
-    if not boost or places is None or places.matter is not now.matter:
-        return []
-    groups = [
-        (rows, weight)
-        for value, weight in boost.items()
-        if (rows := places.rows.get(value)) is not None
-    ]
-    groups.sort(key=lambda group: group[1])
-    return [(rows[rows < now.n_rows], weight) for rows, weight in groups]
-
-
-def _spread_out(groups: Sequence[tuple[I64, float]], size: int, rows: I64 | None) -> F32:
-    """Return each row's gain, the largest of those of its groups; `rows` as in `search`."""
-    gains = np.zeros(size, np.float32)
-    for members, weight in groups:
-        if rows is None:
-            gains[members] = weight
-        else:
-            at = np.searchsorted(rows, members)
-            at = at[at < size]
-            gains[at[np.isin(rows[at], members, assume_unique=True)]] = weight
-    return gains
-
-
-def _among_turns(
-    now: _Generation,
-    fused: F32,
-    allowed: Bool,
-    ordinals: I64,
-    manner: Manner,
-    extra: _Extra,
-) -> _Extra:
-    """Add what turns get from their places in the call; what is left out lends nothing."""
-    order = np.flatnonzero(now.alive)
-    in_order = ordinals[order]
-    if np.any(in_order[1:] < in_order[:-1]):
-        order = order[np.argsort(in_order)]
-    places = np.zeros(fused.size, np.int64)
-    places[order] = np.arange(order.size)
-    neighbour = recency = None
-    if manner.neighbours:
-        said = fused[order]
-        lending = allowed[order]
-        said[~lending] = said[lending].mean()
-        neighbour = np.zeros(fused.size, np.float32)
-        neighbour[order] = lent(said)
-    if manner.recency:
-        recency = np.zeros(fused.size, np.float32)
-        recency[order] = newer(order.size)
-    return extra._replace(neighbour=neighbour, recency=recency, places=places)
-
-
-def _keyword_matches(
-    now: _Generation,
-    rows: I64,
-    scores: F32,
-    top_k: int,
-    min_score: float | None,
-    boosted: Sequence[tuple[I64, float]],
-) -> list[Match]:
-    """Rank by keywords alone; `rows` are those that share a word with the query, ascending."""
-    share = scores / scores.max(initial=np.float32(1e-30))
-    focus = _spread_out(boosted, share.size, rows)
-    fused = share + focus
-    if min_score is not None:
-        fused[share < min_score] = -np.inf
-    return [
-        Match(
-            row := int(rows[at]),
-            now.matter.ids[row],
-            now.matter.documents[row],
-            float(share[at]),
-            HitParts(0.0, float(share[at]), float(focus[at])),
-        )
-        for at in best(fused, now.matter.ordinals.view(now.n_rows)[rows], k=top_k)
-    ]

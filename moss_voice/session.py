@@ -40,21 +40,18 @@ from moss_voice.errors import (
 )
 from moss_voice.filters import Filter, parse_filter
 from moss_voice.following import Followed, Following
-from moss_voice.index import (
+from moss_voice.index import Batch, Block, Index, encode_document
+from moss_voice.models import CUSTOM_MODEL as CUSTOM
+from moss_voice.models import DEFAULT_MODEL, MODEL_IDS, load_embedder
+from moss_voice.searching import (
     PLAIN,
-    Batch,
-    Block,
-    Index,
     Manner,
     Match,
     Places,
+    Prepared,
     StoredDocument,
-    Words,
     decode_document,
-    encode_document,
 )
-from moss_voice.models import CUSTOM_MODEL as CUSTOM
-from moss_voice.models import DEFAULT_MODEL, MODEL_IDS, load_embedder
 from moss_voice.text import ANALYZER, term_ids
 from moss_voice.types import (
     DocumentInfo,
@@ -589,51 +586,42 @@ class SessionIndex:
                     f"{size}, or alpha=0 for keywords alone"
                 )
             vector = self._embedder.embed_query(query)
-        return self.find(
-            vector if alpha > 0.0 else None,
-            term_ids(query),
+        if self._index is None:
+            return []
+        return self._index.search(
+            vector=vector if alpha > 0.0 else None,
+            terms=term_ids(query),
             top_k=options.top_k or ranking.DEFAULT_TOP_K,
             alpha=alpha,
             condition=condition,
             min_score=options.min_score,
         )
 
-    def words(self, terms: Mapping[int, float]) -> Words | None:
-        """Do the keyword half of `find`, which needs no vector yet; None without documents."""
-        return self._index.words(terms) if self._index is not None else None
-
-    def find(
+    def prepare(
         self,
-        vector: F32 | None,
-        terms: Mapping[int, float] | I64 | Words,
+        terms: Mapping[int, float],
         *,
         top_k: int,
-        alpha: float = ranking.DEFAULT_ALPHA,
-        condition: Filter | None = None,
         exclude: Collection[str] = (),
         boost: Mapping[str, float] | None = None,
         places: Places | None = None,
-        min_score: float | None = None,
         manner: Manner = PLAIN,
-    ) -> list[Match]:
-        """Search by what a query was made into; synchronous, for code that is on a worker already.
+    ) -> Prepared | None:
+        """Begin a search by what needs no vector; None without documents.
 
-        See `Index.search`; a session without documents finds nothing.
+        Synchronous, for code that is on a worker already; see `Index.prepare` and `searching.rank`.
         """
         if self._index is None:
-            return []
-        return self._index.search(
-            vector=vector,
-            terms=terms,
-            top_k=top_k,
-            alpha=alpha,
-            condition=condition,
-            exclude=exclude,
-            boost=boost,
-            places=places,
-            min_score=min_score,
-            manner=manner,
+            return None
+        return self._index.prepare(
+            terms, top_k=top_k, exclude=exclude, boost=boost, places=places, manner=manner
         )
+
+    def best_by_words(self, terms: Mapping[int, float]) -> float:
+        """Return the best BM25 score that any document has for some words; 0 where none has any."""
+        if self._index is None:
+            return 0.0
+        return float(self._index.words(terms).scores.max(initial=0.0))
 
     @property
     def revision(self) -> int:
@@ -649,10 +637,6 @@ class SessionIndex:
     def places_of(self, fields: Sequence[str]) -> Places:
         """Return where the documents of each value of some metadata fields lie; see `Index.places_of`."""
         return self._index.places_of(fields) if self._index is not None else Places({}, None)
-
-    def nearest_of(self, vector: F32, places: Places, values: Sequence[str]) -> list[float]:
-        """Return the best cosine among the documents of each value; see `Index.nearest_of`."""
-        return self._index.nearest_of(vector, places, values) if self._index is not None else []
 
     def documents(self) -> list[StoredDocument]:
         """Return all documents in order; synchronous, for code that is on a worker already."""

@@ -132,6 +132,7 @@ class HitParts:
         focus: For being about what the call is about.
         neighbour: What the turns beside it lent, below 0 where they fit worse than most.
         recency: For being among the later turns of the call.
+        repeat: What it lost for being close to a better hit, or saying much the same; 0 or below.
     """
 
     semantic: float = 0.0
@@ -139,11 +140,14 @@ class HitParts:
     focus: float = 0.0
     neighbour: float = 0.0
     recency: float = 0.0
+    repeat: float = 0.0
 
     @property
     def total(self) -> float:
         """The rank score."""
-        return self.semantic + self.keyword + self.focus + self.neighbour + self.recency
+        return (
+            self.semantic + self.keyword + self.focus + self.neighbour + self.recency + self.repeat
+        )
 
 
 @plain(frozen=True, slots=True)

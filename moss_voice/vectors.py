@@ -196,6 +196,20 @@ class Vectors:
             _cosines(picked, query, scores[at : at + len(picked)], self._lot)
         return scores
 
+    def product(self, rows: F32, query: F32) -> F32:
+        """Score rows that were taken out, bit for bit as `scan` scores them.
+
+        Args:
+            rows: (r, dim) float32, C-contiguous.
+            query: (dim,) float32.
+
+        Returns:
+            (r,) float32.
+        """
+        scores = np.empty(len(rows), dtype=np.float32)
+        _cosines(rows, query, scores, self._lot)
+        return scores
+
     def take(self, rows: I64) -> F32:
         """Copy some rows out.
 

@@ -121,6 +121,31 @@ def test_the_cloud_is_measured(tmp_path: Path) -> None:
     assert "pushes/s" in printed
 
 
+def test_peers_are_measured_or_left_out_with_the_reason(tmp_path: Path) -> None:
+    """`benchmarks.peers` measures who is installed, in processes of their own, and names who is not."""
+    path = tmp_path / "peers.json"
+    asked = ("ours", "model", "chroma")
+    only = [arg for name in asked for arg in ("--only", name)]
+    printed = benchmark("benchmarks.peers", "--tiny", *only, "--json", str(path))
+    report = json.loads(path.read_text(encoding="utf-8"))
+    [size] = report["sizes"]
+    pairs = {(row["contender"], row["encoder"]) for row in size["rows"]}
+    out = {(row["contender"], row["encoder"]) for row in report["left_out"]}
+    assert {("ours", "own int8"), ("model", "int8")} <= pairs
+    assert not pairs & out
+    assert {name for name, _ in pairs | out} == set(asked)
+    assert all(row["reason"] and row["reason"] in printed for row in report["left_out"])
+    for row in size["rows"]:
+        assert row["add"]["p50"] > 0
+        assert row["query"]["p50"] > 0
+        assert row["start_s"] > 0
+    ours = size["rows"][0]
+    assert ours["prefetched"]["n"] == ours["query"]["n"]
+    assert ours["query"]["times_ours"] == 1
+    # A turn outlives its process.
+    assert report["kept_through_kill"]["ours"] is True
+
+
 @pytest.mark.slow
 def test_load_and_scale_are_measured(tmp_path: Path) -> None:
     """`benchmarks.load` reports sizes, calls beside each other, a long call and a turn's parts."""

@@ -567,7 +567,7 @@ async def test_utterances_are_recovered_in_the_order_they_were_told(
     # Long, so that the thread that writes them again lets others run.
     told_first = [f"word {n} {'x' * 8000}" for n in range(20)]
     disk = threading.Event()
-    busy = [submit_write(disk.wait) for _ in range(2)]
+    busy = [submit_write(disk.wait) for _ in range(4)]
     for n, word in enumerate(told_first):
         call.uttered(f"draft of {word}", id=f"u{n}")
         call.uttered(word, id=f"u{n}")
@@ -579,7 +579,7 @@ async def test_utterances_are_recovered_in_the_order_they_were_told(
         text for word in told_first for text in (f"draft of {word}", word)
     ]
     disk.clear()
-    busy += [submit_write(disk.wait) for _ in range(2)]
+    busy += [submit_write(disk.wait) for _ in range(4)]
     pushing = asyncio.create_task(call.push())
     # As far as it comes: to the note of the push, which waits for a thread.
     await asyncio.wait({pushing}, timeout=0.3)
@@ -631,7 +631,7 @@ async def test_a_turn_heard_while_a_push_is_noted_stays_settled(
     call.uttered("is coat" if corrected else "is bravo", at=2.0, id="u2")
     await written(call)
     disk = threading.Event()
-    busy = [submit_write(disk.wait) for _ in range(2)]
+    busy = [submit_write(disk.wait) for _ in range(4)]
     pushing = asyncio.create_task(call.push())
     # As far as it comes: the disk, whose threads are all taken, is what it waits for.
     await asyncio.wait({pushing}, timeout=0.3)

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -270,6 +271,29 @@ def test_query_takes_filter_alpha_and_least_score(cloud: Path) -> None:
     assert ids("--filter", '{"field": "price", "condition": {"$lt": 10}}') == ["p1"]
     assert set(ids("--alpha", "0")) == {"p1", "p2"}
     assert ids("--min-score", "1") == []
+
+
+def test_query_tells_what_a_result_was_ranked_by(
+    cloud: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--explain adds a line per result, at any width; JSON has the parts without being asked."""
+    ask = ("--cloud", cloud, "query", "help", "how many working days does a refund take")
+    for width in (80, 120):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = run(*ask, "--explain").splitlines()
+        heads = [at for at, line in enumerate(lines) if re.match(r"\d\. ", line)]
+        assert len(heads) == 5
+        for at in heads:
+            assert re.fullmatch(r"   rank \d\.\d\d = semantic \S+( \+ keyword \S+)?", lines[at + 1])
+        assert max(map(len, lines)) <= width
+    assert "rank" not in run(*ask)
+    for doc in run_json(*ask)["docs"]:
+        parts = doc["parts"]
+        assert list(parts) == ["semantic", "keyword", "focus", "neighbour", "recency", "repeat"]
+        assert doc["score"] == pytest.approx((1 + parts["semantic"] / 0.8) / 2, abs=1e-5)
+    (best,) = run_json(*ask, "--alpha", "0", "--top-k", "1")["docs"]
+    assert best["parts"]["semantic"] == 0
+    assert best["parts"]["keyword"] == best["score"] == 1
 
 
 def test_terminal_is_not_driven_by_documents(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_numbers_are_those_that_sources_name(told: Told) -> None:
 
 
 def test_every_turn_worth_a_question_has_a_context(told: Told) -> None:
-    """No context is late, failed or empty, follow-ups included; both sources are drawn from."""
+    """No context is late or failed; most have hits, of both sources, and small talk has none."""
     asked = [
         turn["context"]
         for turn in told["turns"]
@@ -108,7 +108,7 @@ def test_every_turn_worth_a_question_has_a_context(told: Told) -> None:
     ]
     assert len(asked) >= 12
     assert {context["outcome"] for context in asked} == {"ok"}
-    assert all(context["hits"] for context in asked)
+    assert len(asked) > sum(bool(context["hits"]) for context in asked) >= 9
     assert all(context["took_ms"] > 0 for context in asked)
     assert {hit["index_name"] for c in asked for hit in c["hits"]} == {
         told["call"],
@@ -225,7 +225,7 @@ def test_text_fits_and_is_plain_where_nobody_watches(
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= width
     assert [line for line in lines if line != line.rstrip()] == []
-    for words in ("recalled 5 in", "a filler", "cut off", "turn 2, caller, 00:0", "resumed 36"):
+    for words in ("recalled 5 in", "a filler", "cut off", "turn 5, agent", "resumed 36"):
         assert words in result.stdout
     text = " ".join(result.stdout.split())
     if host == "livekit":

@@ -945,6 +945,50 @@ async def test_the_call_is_pushed_once_whoever_says_goodbye(
     assert len(await stored(client)) == 2
 
 
+INNS = [
+    DocumentInfo(f"{inn}-{topic}", f"{text} at {inn}.", {"inn": inn})
+    for inn in (
+        "Lamplighter Inn",
+        "Quayside Lodge",
+        "Marchmont House",
+        "Thornbury Arms",
+        "Gosforth Hall",
+    )
+    for topic, text in (("dogs", "Dogs are welcome"), ("parking", "Parking costs nine pounds"))
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "about", "needs"),
+    [
+        ({}, ["Quayside Lodge"], True),
+        ({"focus": ["inn"]}, ["Quayside Lodge"], True),
+        ({"focus": ()}, [], True),
+        ({"without": ["focus"]}, [], True),
+        ({"without": ["gate"]}, ["Quayside Lodge"], False),
+    ],
+)
+async def test_names_are_found_by_themselves_unless_told_not_to(
+    client: MossClient, options: dict[str, Any], about: list[str], needs: bool
+) -> None:
+    """`focus` and `without` get through to the memory; without either all of the retrieval is on."""
+    await client.create_index("inns", INNS)
+    memory = await attach(
+        typed_session(ScriptedLLM(says("noted"))), client, knowledge=["inns"], **options
+    )
+    await memory.heard("can I bring my dog to the quayside lodge")
+    assert memory.about == about
+    context = await memory.context("can I bring my dog to the quayside lodge")
+    assert (context.need is not None) is needs
+    await memory.discard()
+
+
+async def test_a_part_that_there_is_not_is_told(client: MossClient) -> None:
+    """A wrong name is a mistake in the code: it is raised, with the names that there are."""
+    with pytest.raises(InvalidArgumentError, match=r"without: .*conversation.* got gates"):
+        await attach(typed_session(ScriptedLLM(says("noted"))), client, without=["gates"])
+
+
 def test_hits_are_a_public_type() -> None:
     """The names that a user's callback meets are public."""
     assert CallContext.__module__ == Hit.__module__ == "moss_voice.types"

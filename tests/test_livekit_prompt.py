@@ -246,12 +246,16 @@ async def test_a_recall_is_a_span_under_the_agents_turn(
     assert len(recalls) == 2
     for span in recalls:
         assert _ancestors(span, by_id)[:3] == ["llm_node", "agent_turn", "agent_session"]
-    told = dict(recalls[-1].attributes or {})
+    told: dict[str, Any] = dict(recalls[-1].attributes or {})
     assert told["moss_voice.outcome"] == "ok"
     assert told["moss_voice.hits"] == 1
-    (source,) = told["moss_voice.sources"]  # type: ignore[misc]
+    (source,) = told["moss_voice.sources"]
     assert str(source).startswith("turn 1, caller")
     assert told["gen_ai.operation.name"] == "search_memory"
+    (semantic,), (rank,) = told["moss_voice.parts.semantic"], told["moss_voice.rank_scores"]
+    assert 0 < semantic < 1
+    assert isinstance(rank, float)
+    assert "moss_voice.need" not in told  # there is no knowledge
     assert ("eight eight four two" in str(told)) is trace_text
     assert ("what is the gate code" in str(told)) is trace_text
 

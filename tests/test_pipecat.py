@@ -658,3 +658,38 @@ async def test_messages_appended_without_a_run_are_remembered_at_the_end(
         )
         await call.settle()
     assert [text for _, text in told(await stored(client))][-1] == "my order is 4417"
+
+
+INNS = [
+    DocumentInfo(f"{inn}-{topic}", f"{text} at {inn}.", {"inn": inn})
+    for inn in (
+        "Lamplighter Inn",
+        "Quayside Lodge",
+        "Marchmont House",
+        "Thornbury Arms",
+        "Gosforth Hall",
+    )
+    for topic, text in (("dogs", "Dogs are welcome"), ("parking", "Parking costs nine pounds"))
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "about"),
+    [
+        ({}, ["Quayside Lodge"]),
+        ({"focus": ["inn"]}, ["Quayside Lodge"]),
+        ({"focus": ()}, []),
+        ({"options": {**PATIENT, "without": ["focus"]}}, []),
+    ],
+)
+async def test_names_are_found_by_themselves_unless_told_not_to(
+    client: MossClient, options: dict[str, Any], about: list[str]
+) -> None:
+    """`focus` and `without` get through to the memory; without either all of the retrieval is on."""
+    await client.create_index("inns", INNS)
+    memory = remembering(client, knowledge=["inns"], **options)
+    call = SimulatedCall(ScriptedLLMService(says("noted")), processors=[memory])
+    async with call:
+        await call.start()
+        await call.caller_says("can I bring my dog to the quayside lodge")
+        assert memory.memory.about == about

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry import trace
@@ -55,9 +56,12 @@ async def test_a_recall_nests_under_its_turn(
     (recall,) = [span for span in finished if span.name == "moss_voice.recall"]
     assert recall.parent is not None
     assert by_id[recall.parent.span_id].name == "turn"
-    told = dict(recall.attributes or {})
+    told: dict[str, Any] = dict(recall.attributes or {})
     assert told["moss_voice.outcome"] == "ok"
     assert told["moss_voice.sources"] == ("faq: refund",)
+    assert told["moss_voice.need"] == 1.0  # of one passage nobody can tell what is far from it
+    (rank,), (keyword,) = told["moss_voice.rank_scores"], told["moss_voice.parts.keyword"]
+    assert 0 < keyword < rank
     assert ("how long does a refund take" in str(told)) is send_text
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from moss_voice.calls import read_calls
 from moss_voice.cli.app import app
 from moss_voice.cli.play import Tally, quantile
+from moss_voice.ranking import PARTS
 
 PATIENT = ("--deadline-ms", "60000")
 
@@ -47,6 +49,31 @@ FAQ = [
     {"id": "returns", "text": "Stale or damaged cakes can be sent back within two days."},
     {"id": "hours", "text": "We open at seven, on Sundays at nine."},
 ]
+
+INNS = ("Lamplighter Inn", "Quayside Lodge", "Marchmont House", "Thornbury Arms", "Gosforth Hall")
+SAID = (
+    "can I bring my dog to the quayside lodge",
+    "the weather has been lovely all week",
+    "and what does parking cost there",
+)
+
+
+@pytest.fixture
+def stay(tmp_path: Path) -> tuple[Path, Path]:
+    """A call about one of several inns, and what is known of them."""
+    turns = [{"i": i, "speaker": "user", "text": text} for i, text in enumerate(SAID)]
+    inns = [
+        {"id": f"{inn[:4].lower()}-{topic}", "text": f"{text} at {inn}.", "metadata": {"inn": inn}}
+        for inn in INNS
+        for topic, text in (
+            ("dogs", "Dogs are welcome"),
+            ("parking", "Parking costs nine pounds a night"),
+        )
+    ]
+    return (
+        _lines(tmp_path / "stay.jsonl", [{"id": "stay", "turns": turns}]),
+        _lines(tmp_path / "inns.jsonl", inns),
+    )
 
 
 @pytest.fixture
@@ -146,6 +173,76 @@ def test_text_tells_each_turn_or_each_call(
         assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_replay_tells_why(
+    stay: tuple[Path, Path], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Per turn what it is about and whether knowledge was needed, per hit what it was ranked by."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    calls, inns = stay
+    asked = ("replay", calls, "--knowledge", inns, "--visible", "0", *PATIENT)
+    told = _run(*asked, "--explain")
+    lines = told.splitlines()
+    assert max(map(len, lines)) <= width
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert len(re.findall(r"about Quayside Lodge", told)) == 3
+    assert re.search(r"need 0\.\d\d: turns only", told)
+    assert re.search(r"rank \d\.\d\d = semantic 0\.\d\d \+ keyword \S+ \+ focus 0\.50", told)
+    hits = [at for at, line in enumerate(lines) if re.match(r" {19}(inns: |turn \d)", line)]
+    sums = [at for at, line in enumerate(lines) if re.match(r" {21}rank ", line)]
+    assert sums == [at + 1 for at in hits] != []
+    plain = _run(*asked)
+    for words in ("rank", "about", "need"):
+        assert words not in plain
+
+
+def test_a_replay_in_json_always_tells_why(stay: tuple[Path, Path]) -> None:
+    """Need, parts of each hit and what the call is about, without being asked."""
+    calls, inns = stay
+    (call,), _ = _replay(calls, "--knowledge", inns, "--visible", "0")
+    assert [turn["about"] for turn in call["turns"]] == [["Quayside Lodge"]] * 3
+    first, second, third = (turn["context"] for turn in call["turns"])
+    assert first["need"] >= 1 > second["need"]
+    assert {hit["index_name"] for hit in second["hits"]} <= {"stay"}
+    best = third["hits"][0]
+    assert best["id"] == "quay-parking"
+    assert best["parts"]["focus"] == pytest.approx(0.5)
+    assert list(best["parts"]) == ["semantic", "keyword", "focus", "neighbour", "recency", "repeat"]
+
+
+def test_parts_of_the_retrieval_can_be_left_out(stay: tuple[Path, Path]) -> None:
+    """--without turns parts off by name, several of them too; a field of no names has no focus either."""
+    calls, inns = stay
+    (call,), _ = _replay(
+        calls, "--knowledge", inns, "--visible", "0", "--without", "gate", "--without", "focus"
+    )
+    assert [turn["about"] for turn in call["turns"]] == [[]] * 3
+    contexts = [turn["context"] for turn in call["turns"]]
+    assert [context["need"] for context in contexts] == [None] * 3
+    found = [hit for context in contexts for hit in context["hits"]]
+    assert found
+    assert {hit["parts"]["focus"] for hit in found} == {0.0}
+    (call,), _ = _replay(calls, "--knowledge", inns, "--focus", "town")
+    assert [turn["about"] for turn in call["turns"]] == [[]] * 3
+    (call,), _ = _replay(calls, "--knowledge", inns, "--focus", "inn")
+    assert [turn["about"] for turn in call["turns"]] == [["Quayside Lodge"]] * 3
+
+
+def test_every_part_is_taken_and_named_in_the_help(
+    calls: Path, faq: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--help lists the parts that there are, and each of them can be left out, all at once too."""
+    monkeypatch.setenv("COLUMNS", "120")
+    told = _run("replay", "--help")
+    for part in PARTS:
+        assert re.search(rf"\b{part}\b", told)
+    options = [word for part in PARTS for word in ("--without", part)]
+    played, _ = _replay(calls, "--knowledge", faq, *options)
+    assert [turn["context"]["outcome"] for turn in played[0]["turns"] if turn["context"]] == [
+        "ok"
+    ] * 2
+
+
 def test_results_stay_on_stdout_while_a_bar_is_shown(calls: Path, faq: Path) -> None:
     """With a terminal for stderr alone, stdout still holds every line of JSON, and nothing else."""
     ours, theirs = pty.openpty()
@@ -185,6 +282,9 @@ def test_results_stay_on_stdout_while_a_bar_is_shown(calls: Path, faq: Path) -> 
         (("{calls}", "--knowledge", "nothing"), 3, "neither a file here nor an index"),
         (("{broken}",), 1, "broken.jsonl:1: turns[0].text: Field required"),
         (("{calls}", "--save", "--cloud", "memory://x"), 1, "ends with this process"),
+        (("{calls}", "--without", "gates"), 2, "--without"),
+        (("{calls}", "--without", "gates"), 2, "near_duplicates, numbers, gate; got gates"),
+        (("{calls}", "--brief", "--explain"), 2, "--explain"),
     ],
 )
 def test_faults_are_told(

@@ -22,11 +22,13 @@ from benchmarks.load.process import Row, answer, fresh, latency
 from benchmarks.run import BUNDLED, client_in, milliseconds, settled
 from moss_voice import Hit, MossClient, ranking
 from moss_voice.call.context import passage_source, render
-from moss_voice.call.focus import Focus, Names
+from moss_voice.call.focus import Focus, merged, weights
 from moss_voice.call.memory import MIN_SCORE
+from moss_voice.call.names import Names
 from moss_voice.embedding import OnnxEmbedder
-from moss_voice.index import CANDIDATES, Batch, Index, encode_document
+from moss_voice.index import Batch, Index, encode_document
 from moss_voice.models import CUSTOM_MODEL, DEFAULT_MODEL
+from moss_voice.searching import CANDIDATES, Manner, Places, rank
 from moss_voice.text import is_filler, squash, term_ids, words
 from moss_voice.vectors import Graph, Vectors
 from moss_voice.workers import in_worker, submit_aside
@@ -60,20 +62,20 @@ def turn(folder: Path, n: int, *, texts: int) -> Row:
 
 
 async def without_model(folder: str, kind: str, texts: int) -> Row:
-    """Measure `context` and `heard` of calls whose texts need no model run, without focus and with it."""
+    """Measure `context` and `heard` of calls whose texts need no model run, as usual and without names."""
     async with client_in(Path(folder)) as client:
         await client.load_index(NAME)
         await settled(client, NAME)
         # Of other texts each: what one has embedded, the model would know in the next.
         said, half = spoken_turns()[:texts], texts // 2
         return {
-            kind: await _one_call(client, said[:half], (), given=kind == "given"),
-            f"{kind}, focus": await _one_call(client, said[half:], (FIELD,), given=kind == "given"),
+            f"{kind}, no names": await _one_call(client, said[:half], (), given=kind == "given"),
+            kind: await _one_call(client, said[half:], None, given=kind == "given"),
         }
 
 
 async def _one_call(
-    client: MossClient, said: Sequence[Spoken], focus: Sequence[str], *, given: bool
+    client: MossClient, said: Sequence[Spoken], focus: Sequence[str] | None, *, given: bool
 ) -> Row:
     embedder = OnnxEmbedder.load(BUNDLED, model_id=DEFAULT_MODEL)
     call = await client.call(
@@ -116,25 +118,21 @@ class _Clock:
         self.took.setdefault(part, []).append(milliseconds(started))
 
 
-def _indexed(real: F32, n: int) -> tuple[Index, Vectors, Graph, Names[tuple[str, ...]]]:
+def _indexed(real: F32, n: int) -> tuple[Index, Vectors, Graph, Names[None], Places]:
     """Return the passages as an index with a graph; its vectors and graph once more; and their names."""
     index = Index(real.shape[1])
     vectors = Vectors(real.shape[1])
-    groups: dict[str, list[str]] = {}
     for docs, rows in batches(real, n):
         lines = [encode_document(doc.id, doc.text, doc.metadata, None) for doc in docs]
         terms = [term_ids(doc.text) for doc in docs]
         ids = [doc.id for doc in docs]
         index.upsert(Batch(ids, lines, rows, terms, np.ones(len(docs), np.int64)))
         vectors.append(rows)
-        for doc in docs:
-            name = (doc.metadata or {}).get(FIELD)
-            if isinstance(name, str):
-                groups.setdefault(name, []).append(doc.id)
     index.build_graph()
     graph = Graph.build(vectors, n)
     assert graph is not None
-    return index, vectors, graph, Names({name: tuple(ids) for name, ids in groups.items()})
+    places = index.places_of([FIELD])
+    return index, vectors, graph, Names(dict.fromkeys(places.rows)), places
 
 
 def _conversation(texts: Sequence[str]) -> Iterator[tuple[str, dict[int, float]]]:
@@ -152,12 +150,17 @@ def _conversation(texts: Sequence[str]) -> Iterator[tuple[str, dict[int, float]]
 
 async def parts(vectors: str, n: int, texts: int) -> Row:
     """Measure the parts of a context by themselves."""
-    index, rows, graph, names = _indexed(real_vectors(Path(vectors)), n)
+    index, rows, graph, names, places = _indexed(real_vectors(Path(vectors)), n)
     embedder = OnnxEmbedder.load(BUNDLED, model_id=DEFAULT_MODEL, cache_texts=0)
     rng = np.random.default_rng(7)
     clock = _Clock()
     focus = Focus()
-    for text, weights in _conversation([turn.text for turn in spoken_turns()[:texts]]):
+    manner = Manner(near_duplicates=True)
+    _, some = index.sample(ranking.GATE_SAMPLE)
+    sample = Vectors(some.shape[1], base=[some])
+    for number, (text, terms) in enumerate(
+        _conversation([turn.text for turn in spoken_turns()[:texts]])
+    ):
         vector = embedder.embed_query(text)
         with clock("a hop to a worker and back"):
             await in_worker(int)
@@ -165,8 +168,14 @@ async def parts(vectors: str, n: int, texts: int) -> Row:
             submit_aside(int).result()
         with clock("words: filler, squash, terms"):
             _ = is_filler(text), squash(text), term_ids(text)
-        with clock("keyword half"):
-            found = index.words(weights)
+        with clock("keyword scores"):
+            found = index.words(terms)
+        with clock("focus: names and boosts"):
+            named = names.find(words(text))
+            boost = weights(merged(named, focus.recent()))
+        focus.heard(str(number), named)
+        with clock("gate: nearness to a sample"):
+            ranking.nearness(sample.scan(vector, n_rows=sample.n_rows))
         with clock("graph: candidates"):
             near = graph.near(vector, CANDIDATES)
         # As many again stand for those that the keywords propose.
@@ -178,13 +187,19 @@ async def parts(vectors: str, n: int, texts: int) -> Row:
             fused = ranking.fuse(dense, dense, alpha=ranking.DEFAULT_ALPHA)
             fused[ranking.to_score(dense) < MIN_SCORE] = -np.inf
             ranking.best(fused, candidates, k=ranking.DEFAULT_TOP_K)
-        with clock("a whole search but the keyword half"):
-            matches = index.search(
-                vector=vector,
-                terms=found,
+        with clock("what is prepared while the model runs"):
+            search = index.prepare(
+                found, top_k=ranking.DEFAULT_TOP_K, boost=boost, places=places, manner=manner
+            )
+        with clock("what is left then"):
+            matches = rank(
+                search,
+                vector,
                 top_k=ranking.DEFAULT_TOP_K,
                 alpha=ranking.DEFAULT_ALPHA,
                 min_score=MIN_SCORE,
+                own=vector,
+                least=0.1,
             )
         with clock("decode the hits"):
             documents = [match.document for match in matches]
@@ -194,18 +209,7 @@ async def parts(vectors: str, n: int, texts: int) -> Row:
         ]
         with clock("the block"):
             render(hits)
-        with clock("focus: names and boosts"):
-            _boosts(focus, names, text)
     return {part: latency(values) for part, values in clock.took.items()}
-
-
-def _boosts(focus: Focus, names: Names[tuple[str, ...]], text: str) -> dict[str, float]:
-    focus.heard(names.find(words(text)))
-    boosts: dict[str, float] = {}
-    for value, weight in focus.weights().items():
-        for id_ in names.rows(value):
-            boosts[id_] = max(weight, boosts.get(id_, 0.0))
-    return boosts
 
 
 if __name__ == "__main__":

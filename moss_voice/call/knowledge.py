@@ -7,8 +7,9 @@ with what it has meanwhile.
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,7 @@ from moss_voice.call.fields import name_fields
 from moss_voice.call.names import Names
 from moss_voice.call.spelling import spell
 from moss_voice.index import Places
-from moss_voice.ranking import GATE_ASKS, GATE_SAMPLE, nearness, threshold
+from moss_voice.ranking import GATE_ASKS, GATE_SAMPLE, GATE_WORDS, nearness, threshold
 from moss_voice.session import SessionIndex
 from moss_voice.text import asks, words
 from moss_voice.vectors import Vectors
@@ -138,15 +139,22 @@ class Knowledge:
             return 0.0
         return nearness(sample.scan(vector, n_rows=sample.n_rows))
 
-    def need(self, near: float, text: str) -> float:
-        """Tell how much a turn needs the index: its nearness over the threshold, so from 1 on it does.
+    def need(self, near: float, text: str, terms: Mapping[int, float]) -> float:
+        """Tell how much a turn needs the index, by what it takes: from 1 on it does.
 
         Args:
             near: What `near` says of the turn.
             text: The turn. One that asks is nearer.
+            terms: Its words, which count where nearness alone is not enough.
         """
         least = self.study().threshold
-        return (near + GATE_ASKS * asks(text)) / least if least > 0.0 else 1.0
+        if least <= 0.0:
+            return 1.0
+        need = (near + GATE_ASKS * asks(text)) / least
+        if need < 1.0:
+            best = self.index.best_by_words(terms)
+            need = max(need, best / (GATE_WORDS * math.log1p(self.index.doc_count)))
+        return need
 
 
 def _studied(index: SessionIndex, focus: tuple[str, ...] | None) -> _Study:

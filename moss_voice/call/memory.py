@@ -34,7 +34,8 @@ from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.recall import Found, Pairs, Query, Recall, Said
 from moss_voice.call.utterances import Utterance, Utterances
 from moss_voice.errors import InvalidArgumentError, MossError, SessionClosedError
-from moss_voice.index import Match, encode_document
+from moss_voice.index import encode_document
+from moss_voice.searching import Match
 from moss_voice.session import SessionIndex, normalised
 from moss_voice.types import (
     CallContext,
@@ -45,7 +46,7 @@ from moss_voice.types import (
     PushIndexResult,
 )
 from moss_voice.withholding import Withholding
-from moss_voice.workers import in_worker, in_writer, submit, submit_write
+from moss_voice.workers import in_worker, in_writer, submit, submit_after, submit_write
 
 __all__ = ["CallMemory", "Counters"]
 
@@ -198,6 +199,7 @@ class CallMemory:
         self._counts = dict.fromkeys(Counters._fields, 0)
         self._durable = journal is not None
         self._last_kept: Future[Any] | None = None
+        self._last_flush: Future[None] | None = None
         # The event loop's alone, with the writes that bring each of them to the journal.
         self._utterances = Utterances()
         self._noted: dict[str, tuple[Put, Future[None]]] = {}
@@ -274,6 +276,12 @@ class CallMemory:
         with self._state:
             return Counters(**{**self._counts, "turns": len(self._turns)})
 
+    @property
+    def about(self) -> list[str]:
+        """What the call is about: the values in focus, newest first; empty where nothing was named."""
+        with self._state:
+            return [named.value for named in self._focus.recent()]
+
     # --- hearing -----------------------------------------------------------------------------------
 
     async def heard(
@@ -348,7 +356,9 @@ class CallMemory:
         turn_id = self._begin_turn(id, doc, [*taken])
         assert self._last_kept is not None  # noqa: S101 - just set
         # A host that cancels its own task at hang-up does not cancel this with it.
-        await _settled(self._last_kept)
+        flushing = await _settled(self._last_kept)
+        if flushing is not None:
+            await _done(flushing)
         return turn_id
 
     def _seconds(self, at: float | None) -> float:
@@ -374,7 +384,9 @@ class CallMemory:
             fields["filler"] = True
         doc.id = turn.id
         notes = [self._noted.pop(utterance.id) for utterance in settled]
-        self._last_kept = submit(self._keep, doc, notes, self._last_kept)
+        ends = [put.document["id"] for put, _ in notes if put.document["id"] != doc.id]
+        before = [self._last_kept, *(write for _, write in notes)]
+        self._last_kept = submit_after(before, self._keep, doc, ends)
         return turn.id
 
     def _keep_unanswered(self, utterances: Sequence[Utterance]) -> None:
@@ -488,28 +500,22 @@ class CallMemory:
         self._changed_at[turn_id] = self._revision
         self._changed_at.move_to_end(turn_id)
 
-    def _keep(
-        self,
-        doc: DocumentInfo,
-        notes: Sequence[tuple[Put, Future[None]]],
-        before: Future[Any] | None,
-    ) -> None:
+    def _keep(self, doc: DocumentInfo, ended: Sequence[str]) -> Future[None] | None:
         """Journal and index a turn, each whatever becomes of the other; one turn after another.
 
         The notes of the utterances that the turn is made of end in the write that brings the turn.
+
+        Returns:
+            The turn's way to the disk, which goes on beside the model and whatever comes next.
         """
-        wait([future for _, future in notes] + ([before] if before is not None else []))
         written_at = self.session.stamp()
-        ended = [put.document["id"] for put, _ in notes if put.document["id"] != doc.id]
-        flushed = self._write(doc, written_at, ended)
+        flushing = self._write(doc, written_at, ended)
         self._index(doc, written_at)
-        if flushed is not None:
-            self._excused(flushed.result)
+        return flushing
 
     def _write(
         self, doc: DocumentInfo, written_at: int, ended: Sequence[str]
     ) -> Future[None] | None:
-        """Write a turn to the journal; returns its way to the disk, which goes on beside the model."""
         journal = self._journal
         if journal is None:
             return None
@@ -517,7 +523,10 @@ class CallMemory:
         document = {"id": doc.id, "text": doc.text, "metadata": doc.metadata}
         ends = [Delete(id_, written_at) for id_ in ended]
         self._excused(lambda: journal.append(Put(document, written_at, vector), *ends))
-        return submit_write(journal.sync) if self._durable else None
+        if not self._durable:
+            return None
+        self._last_flush = submit_write(self._excused, journal.sync)
+        return self._last_flush
 
     def _excused(self, journaling: Callable[[], object]) -> None:
         try:
@@ -704,7 +713,7 @@ class CallMemory:
         query = Query(text, words, shown, top_k or self.top_k, given, is_turn)
         # Who takes over asks for what was said last, which may be on its way still.
         before = None if is_turn else self._last_kept
-        run = submit(self._answer, key, query, texts, tokens, before)
+        run = submit_after([before], self._answer, key, query, texts, tokens)
         try:
             answer = await _within(run, limit_s - (time.perf_counter() - started))
         except TimeoutError:
@@ -744,10 +753,7 @@ class CallMemory:
         query: Query,
         seen: Sequence[str],
         tokens: int,
-        before: Future[Any] | None,
     ) -> _Answer:
-        if before is not None:
-            wait([before])
         foreseen, same_words = self._foreseen(query)
         found = self._still_good(query, foreseen) if foreseen is not None and same_words else None
         need = None if foreseen is None else foreseen.found.need
@@ -918,18 +924,17 @@ class CallMemory:
         self._check_live()
         return await self._push()
 
-    def _catch_up(self, before: Future[Any] | None) -> tuple[int, bool]:
+    def _catch_up(self) -> tuple[int, bool]:
         """Index what is waiting; returns the journal's position and whether all up to it is indexed."""
-        if before is not None:
-            wait([before])
         # A turn that still cannot be indexed holds nobody up: it stays in the journal.
         self._index_waiting()
         position = self._journal.position if self._journal is not None else 0
         return position, self._durable and not self._unindexed
 
     async def _push(self) -> PushIndexResult:
-        # Turns that are heard from now on wait for it, and lie beyond the position.
-        self._last_kept = caught_up = submit(self._catch_up, self._last_kept)
+        caught_up = submit_after([self._last_kept], self._catch_up)
+        # Turns heard from now on wait for it, and have a flush of their own.
+        self._last_kept = submit_after([caught_up], _nothing)
         position, covered = await _settled(caught_up)
         # The journal is the call's outbox; without one the session's stands in.
         result = await self.session.push_index(
@@ -987,7 +992,9 @@ class CallMemory:
         for _, write in tuple(self._noted.values()):
             await _settled(write)
         if self._last_kept is not None:
-            await _settled(self._last_kept)
+            await _done(self._last_kept)
+        if self._last_flush is not None:
+            await _done(self._last_flush)
         result, done = None, True
         if keep and (self._turns or self.session.unpushed):
             result = await self._push_patiently()
@@ -1044,6 +1051,16 @@ def _unit(doc: DocumentInfo) -> F32:
         )
     unit: F32 = rows[0]
     return unit
+
+
+def _nothing() -> None:
+    """Stand for something that is done."""
+
+
+async def _done(run: Future[Any]) -> None:
+    """Wait until a function on the pool has ended, however."""
+    with contextlib.suppress(Exception):
+        await _settled(run)
 
 
 async def _settled(run: Future[_T]) -> _T:

@@ -21,17 +21,14 @@ from moss_voice.call.focus import merged, weights
 from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.names import Named
 from moss_voice.call.numbers import other_forms
-from moss_voice.index import Manner, Match, Words
 from moss_voice.ranking import Part
+from moss_voice.searching import Manner, Match, Prepared, rank
 from moss_voice.session import SessionIndex
 from moss_voice.workers import submit_aside
 
 __all__ = ["Found", "Query", "Recall", "Said"]
 
 F32 = npt.NDArray[np.float32]
-# Of how many values it is asked whether the turn can be about them: those of the greatest weights.
-_CHECKED_VALUES = 3
-
 Pairs = list[tuple[SessionIndex, Match]]
 Model = Callable[[], F32]
 
@@ -89,11 +86,11 @@ class Found(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """A query as one knowledge index is asked."""
+    """A query as one knowledge index is asked, as far as that needs no vector."""
 
     knowledge: Knowledge
-    words: Words | None
-    boost: Mapping[str, float]
+    search: Prepared | None
+    terms: Mapping[int, float]
     in_focus: bool
 
 
@@ -128,6 +125,7 @@ class Recall:
             recency=self._has("recency"),
             spread=self._has("spread"),
             near_duplicates=self._has("near_duplicates"),
+            ef=ranking.GRAPH_EF,
         )
 
     def __repr__(self) -> str:
@@ -151,7 +149,7 @@ class Recall:
         return [named for each in names if len(each) for named in each.find(words, before=before)]
 
     def search(self, query: Query, said: Said, model: Model | None) -> Found:
-        """Search everything; the words are looked up while the model runs.
+        """Search everything; what needs no vector is done while the model runs.
 
         Args:
             query: What is asked.
@@ -160,17 +158,17 @@ class Recall:
         """
         aside = submit_aside(self._prepare, query, said)
         own = model() if model is not None else None
-        words, asked = aside.result()
+        turns, asked = aside.result()
         known = [self._passages(each, query, said, own) for each in asked]
         return Found(
-            [self._turns(query, said, own, words), *(pairs for pairs, _ in known)],
+            [self._turns(query, own, turns), *(pairs for pairs, _ in known)],
             max((need for _, need in known if need is not None), default=None),
         )
 
     def turns(self, query: Query, said: Said, model: Model | None) -> Pairs:
         """Search the call's own turns."""
-        words = self._session.words(self._terms(query))
-        return self._turns(query, said, model() if model is not None else None, words)
+        turns = self._prepare_turns(query, said, self._terms(query))
+        return self._turns(query, model() if model is not None else None, turns)
 
     def passages(self, query: Query, said: Said, model: Model | None) -> list[Pairs]:
         """Search the knowledge; a list per index."""
@@ -178,20 +176,51 @@ class Recall:
         own = model() if model is not None else None
         return [self._passages(each, query, said, own)[0] for each in aside.result()[1]]
 
-    def _prepare(self, query: Query, said: Said) -> tuple[Words | None, list[_Asked]]:
-        """Do what needs no vector."""
+    def _prepare(self, query: Query, said: Said) -> tuple[Prepared | None, list[_Asked]]:
         terms = self._terms(query)
         recent = merged(self.named(query.text, said.words), said.named)
-        asked = []
-        for knowledge in self._knowledge:
-            places = knowledge.study().places
-            known = places.rows if places is not None and self._has("focus") else {}
-            boost = weights([named for named in recent if named.value in known])
-            decay = ranking.KEYWORD_DECAY_IN_FOCUS if boost else ranking.KEYWORD_DECAY
-            window = said.recent if self._has("keyword_window") else ()
-            words = knowledge.index.words(ranking.decayed(terms, window, decay=decay))
-            asked.append(_Asked(knowledge, words, boost, bool(boost)))
-        return self._session.words(terms), asked
+        asked = [
+            self._prepare_passages(each, query, said, terms, recent) for each in self._knowledge
+        ]
+        return self._prepare_turns(query, said, terms), asked
+
+    def _prepare_turns(
+        self, query: Query, said: Said, terms: Mapping[int, float]
+    ) -> Prepared | None:
+        return self._session.prepare(
+            terms, top_k=query.top_k, exclude=said.left_out, manner=self._of_turns
+        )
+
+    def _prepare_passages(
+        self,
+        knowledge: Knowledge,
+        query: Query,
+        said: Said,
+        terms: Mapping[int, float],
+        recent: Sequence[Named],
+    ) -> _Asked:
+        places = knowledge.study().places
+        known = places.rows if places is not None and self._has("focus") else {}
+        boost = weights([named for named in recent if named.value in known])
+        if boost:
+            decay, weight = ranking.KEYWORD_DECAY_IN_FOCUS, ranking.KEYWORDS_IN_FOCUS
+        else:
+            decay = ranking.KEYWORD_DECAY
+            weight = ranking.KEYWORDS_IN_CONVERSATION if said.recent else 1.0
+        window = said.recent if self._has("keyword_window") else ()
+        search = knowledge.index.prepare(
+            ranking.decayed(terms, window, decay=decay),
+            top_k=query.top_k,
+            exclude=query.visible,
+            boost=boost,
+            places=places,
+            manner=Manner(
+                weight,
+                near_duplicates=self._has("near_duplicates"),
+                ef=ranking.GRAPH_EF,
+            ),
+        )
+        return _Asked(knowledge, search, terms, bool(boost))
 
     def _terms(self, query: Query) -> dict[int, float]:
         terms = dict.fromkeys(spoken.term_ids(query.text).tolist(), 1.0)
@@ -200,10 +229,10 @@ class Recall:
                 terms.update(dict.fromkeys(spoken.term_ids(form).tolist(), 1.0))
         return terms
 
-    def _turns(self, query: Query, said: Said, own: F32 | None, words: Words | None) -> Pairs:
-        return self._find(
-            self._session, own, words, query.top_k, exclude=said.left_out, manner=self._of_turns
-        )
+    def _turns(self, query: Query, own: F32 | None, search: Prepared | None) -> Pairs:
+        gated = self._has("gate") and not query.is_asked and not spoken.asks(query.text)
+        least = ranking.UNASKED_MIN_SCORE if gated else 0.0
+        return self._found(self._session, search, own, query, min_score=least)
 
     def _passages(
         self, asked: _Asked, query: Query, said: Said, own: F32 | None
@@ -213,77 +242,46 @@ class Recall:
         same = index.model_id == self._session.model_id and (own is None or own.size == index.dim)
         if not same:
             own = index.embedder.embed_query(query.text) if index.embedder is not None else None
-        near = knowledge.near(own) if own is not None else 0.0
+        if own is None:
+            return self._found(index, asked.search, None, query), None
+        near = knowledge.near(own)
         need = None
-        if own is not None and self._has("gate"):
-            need = knowledge.need(near, query.text)
-            if need < 1.0 and not query.is_asked:
-                return [], need
-        boost = asked.boost
-        if own is not None and boost and self._has("topic_change"):
-            boost = self._still_meant(knowledge, own, near, boost)
+        if self._has("gate"):
+            need = knowledge.need(near, query.text, asked.terms)
+        if need is not None and need < 1.0 and not query.is_asked:
+            return [], need
         vector = own
-        if own is not None and same and self._has("conversation"):
+        if same and self._has("conversation"):
             weight = (
                 ranking.CONVERSATION_WEIGHT_IN_FOCUS
                 if asked.in_focus
                 else ranking.CONVERSATION_WEIGHT
             )
             vector = ranking.widened(own, said.earlier, weight=weight)
-        alone = 1.0 if vector is own else ranking.KEYWORDS_IN_CONVERSATION
-        manner = Manner(
-            keyword_weight=ranking.KEYWORDS_IN_FOCUS if asked.in_focus else alone,
-            near_duplicates=self._has("near_duplicates"),
-        )
-        found = self._find(
-            index,
-            vector,
-            asked.words,
-            query.top_k,
-            exclude=query.visible,
-            manner=manner,
-            boost=boost,
-            knowledge=knowledge,
-        )
-        return found, need
-
-    @staticmethod
-    def _still_meant(
-        knowledge: Knowledge, own: F32, near: float, boost: Mapping[str, float]
-    ) -> Mapping[str, float]:
-        """Leave out the values about which there is nothing that the turn could be about."""
-        study = knowledge.study()
-        if study.places is None:
-            return boost
-        checked = list(boost)[:_CHECKED_VALUES]
+        checked = own if self._has("topic_change") else None
         least = ranking.FOCUS_NEARNESS * near
-        nearest = knowledge.index.nearest_of(own, study.places, checked)
-        gone = {value for value, near in zip(checked, nearest, strict=True) if near < least}
-        return {value: weight for value, weight in boost.items() if value not in gone}
+        return self._found(index, asked.search, vector, query, own=checked, least=least), need
 
-    def _find(
+    def _found(
         self,
         index: SessionIndex,
+        search: Prepared | None,
         vector: F32 | None,
-        words: Words | None,
-        top_k: int,
+        query: Query,
         *,
-        exclude: Collection[str],
-        manner: Manner,
-        boost: Mapping[str, float] | None = None,
-        knowledge: Knowledge | None = None,
+        min_score: float = 0.0,
+        own: F32 | None = None,
+        least: float = -1.0,
     ) -> Pairs:
-        if words is None:
+        if search is None:
             return []
-        matches = index.find(
+        matches = rank(
+            search,
             vector,
-            words,
-            top_k=top_k,
+            top_k=query.top_k,
             alpha=self._alpha if vector is not None else 0.0,
-            exclude=exclude,
-            boost=boost,
-            places=knowledge.study().places if knowledge is not None else None,
-            min_score=self._min_score if vector is not None else None,
-            manner=manner,
+            min_score=max(min_score, self._min_score) if vector is not None else None,
+            own=own,
+            least=least,
         )
         return [(index, match) for match in matches]

@@ -126,6 +126,31 @@ PaceOption = Annotated[
 ]
 TopK = Annotated[int, typer.Option(min=1, help="The most hits in one context.")]
 Deadline = Annotated[float, typer.Option(min=0.0, help="How long one context may take.")]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Tell what each hit was ranked by; JSON always does.")
+]
+
+
+def _parts(names: list[str]) -> list[str]:
+    from moss_voice.ranking import check_parts
+
+    try:
+        check_parts(names)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return names
+
+
+Without = Annotated[
+    list[str],
+    typer.Option(
+        metavar="PART",
+        callback=_parts,
+        help="Leave out a part of the retrieval, to see what it does: conversation, keyword_window,"
+        " focus, topic_change, neighbours, recency, spread, near_duplicates, numbers or gate.",
+        show_default=False,
+    ),
+]
 
 
 # --- commands --------------------------------------------------------------------------------------
@@ -141,11 +166,23 @@ def _demo(
     pace: PaceOption = Pace.FAST,
     top_k: TopK = 5,
     deadline_ms: Deadline = 50.0,
+    without: Without = [],  # noqa: B006 - typer's way; nobody changes it
+    explain: Explain = False,
 ) -> None:
     """Play a support call, recalling before each reply; then another process takes it up."""
     from moss_voice.cli.demo import run_demo
 
-    shell.run(run_demo(shell, host=host, pace=pace, top_k=top_k, deadline_ms=deadline_ms))
+    shell.run(
+        run_demo(
+            shell,
+            host=host,
+            pace=pace,
+            top_k=top_k,
+            deadline_ms=deadline_ms,
+            without=without,
+            explain=explain,
+        )
+    )
 
 
 @command(app, "replay")
@@ -161,8 +198,13 @@ def _replay(
     ] = None,
     focus: Annotated[
         list[str] | None,
-        typer.Option(metavar="FIELD", help="A metadata field of it that holds names to focus on."),
+        typer.Option(
+            metavar="FIELD",
+            help="A metadata field of it that holds names to focus on; else such fields are found.",
+        ),
     ] = None,
+    without: Without = [],  # noqa: B006 - as above
+    explain: Explain = False,
     call: Annotated[str | None, typer.Option(metavar="ID", help="Play this call alone.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The most calls.")] = None,
     save: Annotated[
@@ -179,9 +221,15 @@ def _replay(
     """Play recorded calls, telling what was recalled for each reply; `--json` prints JSON lines."""
     from moss_voice.cli.replay import Options, run_replay
 
+    if brief and explain:
+        raise typer.BadParameter(
+            "expected it without --brief, which shows no hits", param_hint="--explain"
+        )
     options = Options(
         knowledge=tuple(knowledge or ()),
-        focus=tuple(focus or ()),
+        focus=tuple(focus) if focus else None,
+        without=without,
+        explain=explain,
         call=call,
         limit=limit,
         save=save,
@@ -392,13 +440,14 @@ def _query(
     min_score: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Leave out what scores lower.")
     ] = None,
+    explain: Explain = False,
 ) -> None:
     """Ask an index."""
     from moss_voice.cli import indexes
     from moss_voice.types import QueryOptions
 
     options = QueryOptions(top_k=top_k, alpha=alpha, filter=_filter(filter), min_score=min_score)
-    shell.run(indexes.query(shell, name, text, options))
+    shell.run(indexes.query(shell, name, text, options, explain=explain))
 
 
 def _filter(raw: str | None) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,21 @@ _UNSAID = {
 }
 
 
-async def run_demo(shell: Shell, *, host: Host, pace: Pace, top_k: int, deadline_ms: float) -> None:
-    """Play the demo in a temporary cloud and tell what happened."""
+async def run_demo(
+    shell: Shell,
+    *,
+    host: Host,
+    pace: Pace,
+    top_k: int,
+    deadline_ms: float,
+    without: Sequence[str] = (),
+    explain: bool = False,
+) -> None:
+    """Play the demo in a temporary cloud and tell what happened; `explain` also tells why."""
     script, documents, questions = demo.call(), demo.faq_documents(), demo.questions()
     out = None if shell.json else shell.out
     tally, played = Tally(calls=1), list[Played]()
-    scene = Scene(script, (KNOWLEDGE,), pace, top_k, deadline_ms, _UNSAID)
+    scene = Scene(script, (KNOWLEDGE,), pace, top_k, deadline_ms, _UNSAID, without)
     with shell.progress("Looking for LiveKit", quiet=host is Host.NONE):
         stage = find_stage(host, scene)
     with tempfile.TemporaryDirectory(prefix="moss-voice-demo-") as folder:
@@ -74,7 +83,7 @@ async def run_demo(shell: Shell, *, host: Host, pace: Pace, top_k: int, deadline
                         tally.add(turn)
                         played.append(turn)
                         if out is not None:
-                            show_turn(out, turn)
+                            show_turn(out, turn, explain=explain)
             finally:
                 for note in stage.notes:
                     shell.err.print(plain(note))

@@ -44,6 +44,7 @@ class _Kept(NamedTuple):
     place: int
     doc: DocumentInfo
     heard_ms: float
+    about: tuple[str, ...]
 
 
 class _AgentSpeaks(NamedTuple):
@@ -163,6 +164,7 @@ class LiveKit:
                 client,
                 call_id=script.id,
                 knowledge=self._scene.knowledge,
+                without=self._scene.without,
                 window=VISIBLE_TURNS + 1,  # the turn to reply to among them
                 open_timeout_s=_STEP_S,
                 push_timeout_s=_STEP_S,
@@ -201,7 +203,7 @@ class LiveKit:
                 # The host has reported it before: that is how the plugin knows of it.
                 place = [spoken.item_id for spoken in call.spoken].index(kept)
                 (doc,) = await memory.session.get_docs(GetDocumentsOptions(doc_ids=[kept]))
-                self._events.put_nowait(_Kept(place, doc, heard_ms))
+                self._events.put_nowait(_Kept(place, doc, heard_ms, tuple(memory.about)))
                 if speaker == "caller" and call.session.agent_state == "speaking":
                     self._events.put_nowait(_AgentSpeaks())
             return kept
@@ -258,7 +260,8 @@ class LiveKit:
             interrupted=bool(metadata.get("interrupted")),
         )
         gold = self._gold.get(turn.number, ())
-        return Played(spoken, int(metadata["turn"]), kept.doc.id, kept.heard_ms, gold=gold)
+        number = int(metadata["turn"])
+        return Played(spoken, number, kept.doc.id, kept.heard_ms, gold=gold, about=kept.about)
 
     def _with_context(self, played: Played) -> Played:
         """Add what the reply was made with: the last that was recalled for the same words."""

@@ -18,6 +18,7 @@ from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
+from moss_voice.cli.explain import explained
 from moss_voice.cli.play import show_line
 from moss_voice.cli.shell import FAILED, Shell, counted, plain
 from moss_voice.client import MossClient
@@ -301,8 +302,10 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         raise
 
 
-async def query(shell: Shell, name: str, text: str, options: QueryOptions) -> None:
-    """Ask an index."""
+async def query(
+    shell: Shell, name: str, text: str, options: QueryOptions, *, explain: bool = False
+) -> None:
+    """Ask an index; with `explain` tell what each result was ranked by. JSON always does."""
     async with shell.client() as client:
         result = await client.query(name, text, options)
     if shell.json:
@@ -311,6 +314,8 @@ async def query(shell: Shell, name: str, text: str, options: QueryOptions) -> No
     for rank, doc in enumerate(result.docs, start=1):
         head = Text.assemble((f"{rank}. ", "bold"), (plain(doc.id), "cyan"), f"  {doc.score:.3f}")
         shell.out.print(head, soft_wrap=True)
+        for why in explained(doc.parts, width=shell.out.width - 3) if explain else ():
+            shell.out.print(Text(f"   {why}", style="dim"), soft_wrap=True)
         for line in Text(plain(doc.text)).wrap(shell.out, max(20, shell.out.width - 3)):
             line.rstrip()
             shell.out.print(Text.assemble("   ", line), soft_wrap=True)

@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -19,6 +19,7 @@ from rich.text import Text
 
 from moss_voice.call.memory import CallMemory
 from moss_voice.calls import CallScript, ScriptTurn, interims
+from moss_voice.cli.explain import explained
 from moss_voice.cli.shell import Pace, plain
 from moss_voice.types import CallContext
 
@@ -57,6 +58,7 @@ class Played:
         heard_ms: How long `heard` took; None where nothing was kept.
         context: What was recalled for the reply to it; None where no reply was due.
         gold: The passages that answer it, where the script tells.
+        about: What the call is about once it is remembered, the newest first.
     """
 
     turn: ScriptTurn
@@ -65,6 +67,7 @@ class Played:
     heard_ms: float | None = None
     context: CallContext | None = None
     gold: tuple[str, ...] = ()
+    about: tuple[str, ...] = ()
 
     @property
     def found_gold(self) -> bool:
@@ -90,17 +93,20 @@ class Played:
                 "outcome": context.outcome,
                 "took_ms": context.took_ms,
                 "prefetched": context.prefetched,
+                "need": context.need,
                 "hits": [
                     {
                         "id": hit.id,
                         "source": hit.source,
                         "index_name": hit.index_name,
                         "score": hit.score,
+                        "parts": asdict(hit.parts),
                         "text": hit.text,
                     }
                     for hit in context.hits
                 ],
             },
+            "about": list(self.about),
             **({"gold": list(self.gold), "found_gold": self.found_gold} if self.gold else {}),
         }
 
@@ -157,7 +163,8 @@ async def play(
             continue
         number += 1
         seen.append(kept)
-        yield Played(turn, number, kept, heard_ms, context, gold.get(turn.number, ()))
+        about = tuple(memory.about)
+        yield Played(turn, number, kept, heard_ms, context, gold.get(turn.number, ()), about)
 
 
 @dataclass
@@ -277,8 +284,12 @@ def show_wrapped(console: Console, body: Text, *, head: Text) -> None:
         head = Text(" " * width)
 
 
-def show_turn(console: Console, played: Played) -> None:
-    """Print a turn, and below it what was recalled, from where, in how many milliseconds."""
+def show_turn(console: Console, played: Played, *, explain: bool = False) -> None:
+    """Print a turn, and below it what was recalled, from where, in how many milliseconds.
+
+    With `explain` also what the call is about, how much the turn needs the knowledge, and what each hit
+    was ranked by.
+    """
     turn = played.turn
     show_line(
         console,
@@ -289,10 +300,10 @@ def show_turn(console: Console, played: Played) -> None:
         interrupted=turn.interrupted,
     )
     if played.context is not None:
-        _show_context(console, played.context, played.gold)
+        _show_context(console, played, played.context, explain=explain)
 
 
-def _show_context(console: Console, context: CallContext, gold: Sequence[str]) -> None:
+def _show_context(console: Console, played: Played, context: CallContext, *, explain: bool) -> None:
     took = f"{context.took_ms:.1f} ms"
     if context.outcome == "skipped":
         verdict = "a filler: nothing asked"
@@ -303,9 +314,16 @@ def _show_context(console: Console, context: CallContext, gold: Sequence[str]) -
     else:
         verdict = f"recalled {len(context.hits)} in {took}"
         verdict += ", prefetched" if context.prefetched else ""
+        if explain and context.need is not None:
+            verdict += f", need {context.need:.2f}"
+            verdict += "" if context.need >= 1.0 else ": turns only"
     bad = context.outcome in ("late", "failed")
-    _print_indented(console, Text(f"= {verdict}", style="yellow" if bad else "dim"))
-    shown = context.hits[:_SHOWN_HITS]
+    told = Text(f"= {verdict}", style="yellow" if bad else "dim")
+    show_wrapped(console, told, head=Text(" " * _INDENT))
+    if explain and played.about:
+        about = Text(plain(", ".join(played.about)), style="dim")
+        show_wrapped(console, about, head=Text(f"{'':{_INDENT}}  about ", style="dim"))
+    shown = context.hits if explain else context.hits[:_SHOWN_HITS]
     space = max(20, console.width - _INDENT - 2)
     sources = [plain(hit.source) for hit in shown]
     width = min(max(map(cell_len, sources), default=0), space // 2)
@@ -314,12 +332,15 @@ def _show_context(console: Console, context: CallContext, gold: Sequence[str]) -
         name = Text(source, style="cyan" if of_call else "magenta")
         name.truncate(width, overflow="ellipsis", pad=True)
         line = Text.assemble("  ", name, f" {hit.score:.2f} ")
-        line.append("✓ " if hit.id in gold else "  ", style="green")
+        line.append("✓ " if hit.id in played.gold else "  ", style="green")
         # The first line of a passage is its title, which its id tells already.
         _, _, body = hit.text.partition("\n")
         line.append(plain(hit.text if of_call or not body.strip() else body), style="dim")
         line.truncate(space + 2, overflow="ellipsis")
         _print_indented(console, line)
+        if explain:
+            for why in explained(hit.parts, width=space - 2):
+                _print_indented(console, Text(f"    {why}", style="dim"))
     rest = len(context.hits) - len(shown)
     if rest > 0:
         _print_indented(console, Text(f"  and {rest} more", style="dim"))

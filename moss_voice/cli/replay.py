@@ -35,7 +35,10 @@ class Options:
 
     Attributes:
         knowledge: Indexes of the cloud, or FAQ files.
-        focus: Metadata fields of the knowledge that hold names of what a call can be about.
+        focus: Metadata fields of the knowledge that hold names of what a call can be about; None to
+            find them by what they hold.
+        without: Parts of the retrieval that are left out.
+        explain: Tell what each hit was ranked by, and what the call is about.
         call: The one call to play; all where None.
         limit: The most calls.
         save: Push to the user's cloud, not to a temporary one.
@@ -43,7 +46,9 @@ class Options:
     """
 
     knowledge: Sequence[str] = ()
-    focus: Sequence[str] = ()
+    focus: Sequence[str] | None = None
+    without: Sequence[str] = ()
+    explain: bool = False
     call: str | None = None
     limit: int | None = None
     save: bool = False
@@ -214,6 +219,7 @@ async def _play(
         script.id,
         knowledge=knowledge,
         focus=options.focus,
+        without=options.without,
         top_k=options.top_k,
         deadline_ms=options.deadline_ms,
     )
@@ -222,7 +228,7 @@ async def _play(
             tally.add(played)
             turns.append(played)
             if out is not None and not options.brief:
-                show_turn(out, played)
+                show_turn(out, played, explain=options.explain)
     finally:
         pushed = await call.end()
     if pushed is None:

@@ -25,6 +25,7 @@ class Scene:
     """What is played, and how.
 
     Attributes:
+        without: Parts of the retrieval that are left out.
         unsaid: By the number of an interrupted turn: what the agent would have gone on to say. A host
             that really cuts it off needs more words than were heard.
     """
@@ -35,6 +36,7 @@ class Scene:
     top_k: int = 5
     deadline_ms: float = 50.0
     unsaid: Mapping[int, str] = field(default_factory=dict)
+    without: Sequence[str] = ()
 
 
 class Stage(Protocol):
@@ -115,6 +117,7 @@ class _Engine:
         call = await client.call(
             scene.script.id,
             knowledge=scene.knowledge,
+            without=scene.without,
             top_k=scene.top_k,
             deadline_ms=scene.deadline_ms,
         )

@@ -77,7 +77,7 @@ class MossVoiceMemory(FrameProcessor):
         *,
         call_id: str | None = None,
         knowledge: Sequence[str] = (),
-        focus: Sequence[str] = (),
+        focus: Sequence[str] | None = None,
         pair: LLMContextAggregatorPair | None = None,
         window: int | None = None,
         open_timeout_s: float = OPEN_TIMEOUT_S,
@@ -95,7 +95,8 @@ class MossVoiceMemory(FrameProcessor):
                 where None.
             call_id: Names the call and its index; a new name where None.
             knowledge: Names of indexes to look things up in.
-            focus: Metadata fields of theirs that hold names of what a call can be about.
+            focus: Metadata fields of theirs that hold names of what a call can be about. Where None,
+                fields are found that look like it; `()` looks for no names.
             pair: The aggregators to listen to, where a pipeline has several; found where None.
             window: Show the LLM the instructions and the last so many messages of a long conversation;
                 what is older can be recalled. All of it where None.
@@ -107,8 +108,9 @@ class MossVoiceMemory(FrameProcessor):
             rtvi: Tell clients of each recall in an RTVI server message: sources and milliseconds.
             send_text: Put the recalled text into that message, and query and text into spans; they are
                 private.
-            options: See `MossClient.call`: `model_id`, `top_k`, `alpha`, `min_score`, `max_tokens`,
-                `deadline_ms`, `journal`, `redact`, `ttl`.
+            options: See `MossClient.call`: `without` (parts of the retrieval to leave out, such as
+                `["gate"]`), `model_id`, `top_k`, `alpha`, `min_score`, `max_tokens`, `deadline_ms`,
+                `journal`, `redact`, `ttl`.
             kwargs: For `FrameProcessor`: `name` and others.
         """
         super().__init__(**kwargs)
@@ -118,7 +120,8 @@ class MossVoiceMemory(FrameProcessor):
             raise InvalidArgumentError("knowledge and focus: expected a list of names")
         self._client = client
         self._call_id = call_id or f"call-{secrets.token_hex(8)}"
-        self._knowledge, self._focus = tuple(knowledge), tuple(focus)
+        self._knowledge = tuple(knowledge)
+        self._focus = None if focus is None else tuple(focus)
         self._pair = pair
         self._window = window
         self._open_timeout_s, self._push_timeout_s = open_timeout_s, push_timeout_s

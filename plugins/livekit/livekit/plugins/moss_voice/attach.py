@@ -23,7 +23,7 @@ async def attach(
     *,
     call_id: str | None = None,
     knowledge: Sequence[str] | None = None,
-    focus: Sequence[str] = (),
+    focus: Sequence[str] | None = None,
     tools: bool | None = None,
     window: int | None = None,
     open_timeout_s: float = OPEN_TIMEOUT_S,
@@ -45,7 +45,8 @@ async def attach(
         call_id: Names the call and its index. Where None, the room's name and id in a job, so that an
             agent sent into the same room anew resumes the call; a new name elsewhere.
         knowledge: Names of indexes to look things up in; those given to `prewarm` where None.
-        focus: Metadata fields of theirs that hold names of what a call can be about.
+        focus: Metadata fields of theirs that hold names of what a call can be about. Where None, fields
+            are found that look like it; `()` looks for no names.
         tools: Whether the LLM may call `search_knowledge` and `recall_call` itself. Where None, only
             while the current agent's is a realtime model, to which little can be added before a reply;
             attach before `session.start()`, for such a model is told of its tools once. A tool whose
@@ -58,8 +59,9 @@ async def attach(
             journal.
         on_context: Called with each `CallContext`, before the reply that it is for; must be quick.
         trace_text: True puts the query and the block into the spans; they are private.
-        options: See `MossClient.call`: `model_id`, `top_k`, `alpha`, `min_score`, `max_tokens`,
-            `deadline_ms`, `journal`, `redact`, `ttl`.
+        options: See `MossClient.call`: `without` (parts of the retrieval to leave out, such as
+            `["gate"]`), `model_id`, `top_k`, `alpha`, `min_score`, `max_tokens`, `deadline_ms`,
+            `journal`, `redact`, `ttl`.
 
     Returns:
         The call's memory, ended with the session; ending it earlier is fine.
