@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import threading
 import time
 import weakref
@@ -19,7 +20,7 @@ from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.memory import CallMemory
 from moss_voice.index import Places
 from moss_voice.session import SessionIndex
-from moss_voice.text import words
+from moss_voice.text import term_ids, words
 from moss_voice.types import DocumentInfo
 from tests.spoken_words import MODEL, SpokenWords, index_of, new_remote
 
@@ -259,7 +260,7 @@ async def test_the_threshold_is_made_from_the_index_s_own_passages() -> None:
     near = float(np.sort(vectors @ vector)[-3:].mean())
     assert knowledge.near(vector) == pytest.approx(near, abs=1e-5)
     need = near / knowledge.study().threshold
-    assert knowledge.need(near, "breakfast is served") == pytest.approx(need, abs=1e-4)
+    assert knowledge.need(near, "breakfast is served", {}) == pytest.approx(need, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -274,8 +275,8 @@ async def test_a_turn_that_asks_needs_more(statement: str, question: str) -> Non
     """Of two turns equally near, the one with the form of a question is nearer by a tenth of a cosine."""
     knowledge = Knowledge(await index_of(passages()))
     least = knowledge.study().threshold
-    assert knowledge.need(0.2, statement) == pytest.approx(0.2 / least)
-    assert knowledge.need(0.2, question) == pytest.approx(0.3 / least)
+    assert knowledge.need(0.2, statement, {}) == pytest.approx(0.2 / least)
+    assert knowledge.need(0.2, question, {}) == pytest.approx(0.3 / least)
 
 
 async def test_small_talk_is_told_from_a_question() -> None:
@@ -284,10 +285,29 @@ async def test_small_talk_is_told_from_a_question() -> None:
     knowledge = Knowledge(await index_of(passages(), model=model))
 
     def need(text: str) -> float:
-        return knowledge.need(knowledge.near(model.embed_query(text)), text)
+        return knowledge.need(knowledge.near(model.embed_query(text)), text, {})
 
     assert need("when is breakfast served") > 1.0
     assert need("my brother moved away last summer") < 1.0
+
+
+async def test_words_that_the_index_has_make_a_turn_need_it() -> None:
+    """A turn far from all passages needs them for a rare word; for one that all have it does not."""
+    docs = [*passages(), DocumentInfo("valve", "a xylophone valve blinks orange")]
+    index = await index_of(docs)
+    knowledge = Knowledge(index)
+
+    def need(text: str) -> float:
+        return knowledge.need(0.0, text, dict.fromkeys(term_ids(text).tolist(), 1.0))
+
+    by_words = index.best_by_words(dict.fromkeys(term_ids("the xylophone").tolist(), 1.0))
+    assert need("the xylophone") == pytest.approx(by_words / math.log1p(len(docs)))
+    assert need("orange xylophone valve") > 1.0
+    assert need("seven") < 1.0
+    assert need("giraffes") == 0.0
+    # What is near is not less needed for having no word in common.
+    least = knowledge.study().threshold
+    assert knowledge.need(2 * least, "giraffes", {}) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3])
@@ -300,10 +320,10 @@ async def test_small_indexes_are_asked_or_empty(n: int) -> None:
     study = knowledge.study()
     if n < 2:
         assert (study.sample, study.threshold, near) == (None, -1.0, 0.0)
-        assert knowledge.need(near, "anything") == 1.0
+        assert knowledge.need(near, "anything", {}) == 1.0
     else:
         assert near > 0.0
-        assert knowledge.need(near, "parking costs ten dollars") > 1.0
+        assert knowledge.need(near, "parking costs ten dollars", {}) > 1.0
 
 
 async def test_an_index_that_was_empty_is_studied_once_it_is_filled() -> None:
@@ -371,7 +391,7 @@ async def test_an_index_of_its_owner_s_vectors_has_names_and_a_gate() -> None:
         assert knowledge.study().fields == ("entity",)
         asked = "wifi password at kohinoor palace"
         vector = model.embed_query(asked)
-        assert knowledge.need(knowledge.near(vector), asked) > 1.0
+        assert knowledge.need(knowledge.near(vector), asked, {}) > 1.0
         found = await call.context(asked, embedding=vector.tolist())
         assert found.hits[0].id == "Kohinoor Palace/3"
         assert found.hits[0].parts.focus == pytest.approx(0.5)

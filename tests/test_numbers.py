@@ -167,11 +167,6 @@ async def recalled(said: str, asked: str, *, without: tuple[str, ...] = ()) -> l
     for text in CHATTER:
         await call.heard(text)
     hits = await call.recall(asked)
-    context = await call.context(asked)
-    assert context.outcome == "ok"
-    assert {hit.text for hit in context.hits if hit.parts.keyword} == {
-        hit.text for hit in hits if hit.parts.keyword
-    }
     await call.discard()
     return hits
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from moss_voice.ranking import (
     PARTS,
     RECENCY_WEIGHT,
     SPREAD_PENALTY,
+    SPREAD_SHARE,
     SPREAD_TURNS,
     best,
     check_parts,
@@ -298,27 +300,53 @@ def test_choosing_is_sorting_and_cutting(scores: list[float], k: int, random: ob
     assert best(values, i64(*ordinals), k=k).tolist() == expected
 
 
+def positions(chosen: Sequence[tuple[int, float]]) -> list[int]:
+    return [at for at, _ in chosen]
+
+
+# Long enough that turns up to four away are close.
+LONG = 128
+
+
 @pytest.mark.parametrize("offset", [*range(-6, 0), *range(1, 7)])
 def test_turns_close_to_a_chosen_one_lose_but_the_one_right_after(offset: int) -> None:
     """Up to four turns away a turn loses the penalty; the one right after may be the answer.
 
     Three candidates: the best turn, one so many turns from it, and one far off that is a little worse.
     """
+    assert (SPREAD_TURNS, SPREAD_PENALTY) == (4, 0.16)
     loses = abs(offset) <= 4 and offset != 1
-    assert loses == (offset in SPREAD_TURNS)
     places = i64(100, 100 + offset, 5)
-    assert diverse(f32(0.9, 0.5, 0.49), k=3, places=places) == ([0, 2, 1] if loses else [0, 1, 2])
+    chosen = diverse(f32(0.9, 0.5, 0.49), k=3, places=places, n_turns=LONG)
+    assert positions(chosen) == ([0, 2, 1] if loses else [0, 1, 2])
+    assert dict(chosen) == pytest.approx({0: 0.0, 1: -0.16 if loses else 0.0, 2: 0.0})
     # It loses so much and no more.
-    assert diverse(f32(0.9, 0.41 + SPREAD_PENALTY, 0.4), k=2, places=places) == [0, 1]
+    narrow = diverse(f32(0.9, 0.41 + SPREAD_PENALTY, 0.4), k=2, places=places, n_turns=LONG)
+    assert positions(narrow) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("n_turns", "reach"),
+    [(0, 0), (31, 0), (32, 1), (63, 1), (64, 2), (96, 3), (127, 3), (128, 4), (5000, 4)],
+)
+def test_what_is_close_is_a_32nd_of_the_call(n_turns: int, reach: int) -> None:
+    """In a short call everything is close, and nothing loses for it; in a long one four turns are."""
+    assert SPREAD_SHARE == 1 / 32
+    for away in range(1, 6):
+        scores, places = f32(0.9, 0.5), i64(50, 50 - away)
+        _, (_, loss) = diverse(scores, k=2, places=places, n_turns=n_turns)
+        assert loss == pytest.approx(-0.16 if away <= reach else 0.0)
 
 
 def test_what_is_close_to_two_chosen_turns_loses_twice() -> None:
     """Each turn chosen takes its own."""
-    # The second is far from both; the last is two after the first and three before the third.
+    # The third is two after the first and three before the second.
     scores, places = f32(0.9, 0.8, 0.5, 0.2), i64(10, 15, 12, 90)
-    assert SPREAD_PENALTY == 0.16
-    assert diverse(scores, k=4, places=places) == [0, 1, 3, 2]
-    assert diverse(scores, k=4, places=i64(10, 50, 12, 90)) == [0, 1, 2, 3]
+    chosen = diverse(scores, k=4, places=places, n_turns=LONG)
+    assert positions(chosen) == [0, 1, 3, 2]
+    assert chosen[3][1] == pytest.approx(-0.32)
+    once = diverse(scores, k=4, places=i64(10, 50, 12, 90), n_turns=LONG)
+    assert positions(once) == [0, 1, 2, 3]
 
 
 def at_cosine(cosine: float) -> F32:
@@ -344,14 +372,16 @@ def test_a_near_duplicate_loses_by_how_alike_it_is(cosine: float, loss: float) -
     vectors = at_cosine(cosine)
     for other, first in ((0.5 - loss - 0.005, 1), (0.5 - loss + 0.005, 2)):
         scores = f32(0.9, 0.5, other)
-        assert diverse(scores, k=2, vectors=vectors) == [0, first]
-    # Never dropped: there is nothing better.
-    assert diverse(f32(0.9, 0.5, 0.0), k=3, vectors=vectors) == [0, 1, 2]
+        assert positions(diverse(scores, k=2, vectors=vectors)) == [0, first]
+    # Never dropped where there is nothing better; what it lost is told.
+    kept = diverse(f32(0.9, 0.5, 0.0), k=3, vectors=vectors)
+    assert positions(kept) == [0, 1, 2]
+    assert [lost for _, lost in kept] == pytest.approx([0.0, -loss, 0.0], abs=1e-6)
 
 
 def test_equal_scores_are_chosen_in_the_order_given() -> None:
     """Nothing to tell them apart: the first given is the first chosen."""
-    assert diverse(f32(0.5, 0.5, 0.5), k=3) == [0, 1, 2]
+    assert diverse(f32(0.5, 0.5, 0.5), k=3) == [(0, 0.0), (1, 0.0), (2, 0.0)]
 
 
 @pytest.mark.parametrize(
@@ -363,31 +393,39 @@ def test_with_nothing_to_tell_apart_the_best_are_chosen(
 ) -> None:
     """Without places and vectors it is the head of the list; as many as there are."""
     values = f32(*scores)
-    assert diverse(values, k=k) == chosen
+    expected = [(at, 0.0) for at in chosen]
+    assert diverse(values, k=k) == expected
     places, vectors = i64(*range(0, 50 * len(scores), 50)), np.eye(len(scores), dtype=np.float32)
-    assert diverse(values, k=k, places=places, vectors=vectors) == chosen
+    assert diverse(values, k=k, places=places, n_turns=LONG, vectors=vectors) == expected
     np.testing.assert_array_equal(values, f32(*scores))
 
 
 def greedy(
-    scores: Sequence[float], *, k: int, places: Sequence[int] | None, vectors: F32 | None
-) -> list[int]:
+    scores: Sequence[float],
+    *,
+    k: int,
+    places: Sequence[int] | None,
+    reach: int,
+    vectors: F32 | None,
+) -> list[tuple[int, float]]:
     """Choose by the definition: at each step what is best, less what each one chosen takes from it."""
-    chosen: list[int] = []
+    chosen: list[tuple[int, float]] = []
     left = list(range(len(scores)))
 
-    def worth(at: int) -> float:
-        value = scores[at]
-        for other in chosen:
-            if places is not None and places[at] - places[other] in (-4, -3, -2, -1, 2, 3, 4):
-                value -= 0.16
+    def loss(at: int) -> float:
+        value = 0.0
+        for other, _ in chosen:
+            if places is not None:
+                away = places[at] - places[other]
+                value -= 0.16 * (away != 1 and abs(away) <= reach)
             if vectors is not None:
                 value -= max(0.0, float(vectors[at] @ vectors[other]) - 0.8) / 0.2 * 0.24
         return value
 
     while left and len(chosen) < k:
-        chosen.append(max(left, key=worth))
-        left.remove(chosen[-1])
+        best = max(left, key=lambda at: scores[at] + loss(at))
+        chosen.append((best, loss(best)))
+        left.remove(best)
     return chosen
 
 
@@ -405,14 +443,15 @@ candidates = st.integers(1, 14).flatmap(
 )
 
 
-@given(candidates, st.integers(0, 15), st.booleans(), st.booleans())
+@given(candidates, st.integers(0, 15), st.integers(0, 5), st.booleans(), st.booleans())
 def test_choosing_what_differs_is_the_naive_greedy(
     drawn: tuple[list[float], list[int], list[tuple[float, float]]],
     k: int,
+    reach: int,
     of_turns: bool,
     with_vectors: bool,
 ) -> None:
-    """It chooses what the definition chooses, and a shorter list is the head of a longer one."""
+    """It chooses what the definition chooses, sums descend, and a shorter list begins a longer one."""
     scores = sorted(drawn[0], reverse=True)
     places = drawn[1] if of_turns else None
     vectors = np.array(drawn[2], np.float32) if with_vectors else None
@@ -421,13 +460,18 @@ def test_choosing_what_differs_is_the_naive_greedy(
             f32(*scores),
             k=many,
             places=None if places is None else i64(*places),
+            n_turns=32 * reach,
             vectors=vectors,
         )
         for many in (k, len(scores))
     ]
     assert found[0] == found[1][:k]
-    assert sorted(found[1]) == list(range(len(scores)))
-    assert found[0] == greedy(scores, k=k, places=places, vectors=vectors)
+    assert sorted(positions(found[1])) == list(range(len(scores)))
+    expected = greedy(scores, k=k, places=places, reach=min(reach, 4), vectors=vectors)
+    assert positions(found[0]) == positions(expected)
+    assert [loss for _, loss in found[0]] == pytest.approx([loss for _, loss in expected], abs=1e-5)
+    sums = [scores[at] + loss for at, loss in found[1]]
+    assert all(better >= worse - 1e-5 for better, worse in pairwise(sums))
 
 
 # --- the gate --------------------------------------------------------------------------------------

@@ -170,9 +170,9 @@ SCENES = [
             "before": "marketing budget plan looks good now",
             **weather(2, 3),
             "best": "marketing budget plan agreed",
-            **weather(3, 9),
+            **weather(3, 40),
             "elsewhere": "marketing budget plan was also never seen",
-            **weather(9, 12),
+            **weather(40, 70),
         },
         options={"without": ["neighbours", "recency"]},
     ),
@@ -478,7 +478,7 @@ async def test_a_word_counts_by_where_it_is_looked_for() -> None:
     alone = keyword.pop("alone")
     assert alone > 0.0
     assert {name: value / alone for name, value in keyword.items()} == pytest.approx(
-        {"conversation": 1.3, "left out": 1.0, "focus": 0.8, "no focus": 1.3}, abs=1e-4
+        {"conversation": 1.3, "left out": 1.3, "focus": 0.8, "no focus": 1.3}, abs=1e-4
     )
 
 
@@ -511,7 +511,7 @@ async def test_hits_tell_what_they_were_ranked_by() -> None:
     for n, text in enumerate(["i am at the Hilton Inn", "which rules apply", "parking rules"]):
         await call.heard(text, id=f"t{n}")
         await call.heard("one moment", speaker="agent", id=f"a{n}")
-    context = await call.context("so the parking rules")
+    context = await call.context("what are the parking rules")
     assert {hit.index_name for hit in context.hits} == {"call", "faq"}
     totals = [hit.parts.total for hit in context.hits]
     assert totals == sorted(totals, reverse=True)
@@ -525,7 +525,7 @@ async def test_hits_tell_what_they_were_ranked_by() -> None:
     turns = [hit.parts for hit in context.hits if hit.index_name == "call"]
     assert any(parts.neighbour for parts in turns)
     assert any(hit.parts.focus for hit in context.hits)
-    recalled = await call.recall("so the parking rules", top_k=9)
+    recalled = await call.recall("what are the parking rules", top_k=9)
     assert recalled[0].parts.recency > 0.0
     await call.discard()
 
@@ -565,9 +565,6 @@ NEARLY = [DocumentInfo(f"p{n}", f"parking is ten dollars per night at door {n}")
 OTHER = DocumentInfo("other", "parking per week is cheaper in winter")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="more is chosen for an interim, sorted by score and cut: twins come back"
-)
 async def test_an_interim_s_answer_has_no_more_twins_than_the_turn_s() -> None:
     """What says nearly the same makes room for something else also where it was looked up ahead."""
     model = SpokenWords()
@@ -586,10 +583,10 @@ class Broken(SessionIndex):
 
     broken = False
 
-    def words(self, terms: Mapping[int, float]) -> Any:
+    def prepare(self, terms: Mapping[int, float], **options: Any) -> Any:
         if self.broken:
             raise RuntimeError("cannot read of zanzibar")
-        return super().words(terms)
+        return super().prepare(terms, **options)
 
     def places_of(self, fields: Sequence[str]) -> Places:
         if self.broken:
