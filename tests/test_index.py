@@ -936,6 +936,7 @@ def test_the_graph_finds_what_the_scan_finds() -> None:
     hits = 0
     for before, after in zip(exact, with_graph, strict=True):
         fused = {match.document.id: match.fused for match in before}
+        assert len({match.document.id for match in after}) == len(after) == 10
         hits += sum(match.document.id in fused for match in after)
         for match in after:
             if match.document.id in fused:
@@ -1024,7 +1025,15 @@ def test_a_filter_that_leaves_only_what_is_far_off_is_searched_exactly() -> None
     oracle.upsert(given_docs)
     assert index.build_graph() is not None
     far = {"field": "far", "condition": {"$eq": True}}
-    agree(index, oracle, Query(vector=(1.0,) + (0.0,) * 15, alpha=1.0, filter=far))
+    query = Query(vector=(1.0,) + (0.0,) * 15, alpha=1.0, filter=far)
+    agree(index, oracle, query)
+    # What is boosted gains among all as it does among candidates.
+    mark = replace(given_docs[300], metadata={"far": True, "of": "Far End"})
+    index.upsert(batch([mark]))
+    oracle.upsert([mark])
+    known = index.places_of(["of"]), oracle.groups(["of"])
+    agree(index, oracle, replace(query, boost={"Far End": 3.0}), known)
+    assert replace(query, boost={"Far End": 3.0}).run(index, known[0])[0].id == "d300"
 
 
 @pytest.mark.usefixtures("small_graphs")
@@ -1044,6 +1053,8 @@ def test_a_boosted_document_is_found_though_the_graph_is_not_near_it() -> None:
     query = Query(text="none", vector=target, alpha=1.0, boost={"Far End": 5.0})
     assert query.run(index, known[0])[0].document.id == far
     agree(index, oracle, query, known)
+    # But not where it must not be found.
+    assert far not in {match.id for match in replace(query, exclude=(far,)).run(index, known[0])}
 
 
 @pytest.mark.usefixtures("small_graphs")
@@ -1274,6 +1285,25 @@ def test_a_search_is_of_the_moment_that_it_began(
         condition=_Meanwhile(write[change]),  # type: ignore[arg-type]
     )
     assert found == before
+
+
+def test_groups_that_grew_since_are_those_of_the_moment() -> None:
+    """Where words were looked up before an append, rows that are known since do not count."""
+    index = Index(DIM)
+    doc = Doc("old", "wifi", PROBE, {"of": "A"})
+    index.upsert(batch([doc]))
+    words = index.words(term_ids("wifi"))
+    index.upsert(batch([replace(doc, id="new"), replace(doc, id="other", metadata=None)]))
+    for alpha in (0.0, 0.8):
+        found = index.search(
+            vector=Query(vector=PROBE).unit,
+            terms=words,
+            top_k=9,
+            alpha=alpha,
+            boost={"A": 0.5},
+            places=index.places_of(["of"]),
+        )
+        assert [(match.id, match.parts.focus) for match in found] == [("old", 0.5)]
 
 
 def _append(index: Index, n_changes: int) -> None:
