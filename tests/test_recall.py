@@ -348,6 +348,31 @@ async def test_the_agent_s_own_search_passes_the_gate() -> None:
     await call.discard()
 
 
+async def test_a_statement_brings_only_turns_that_are_near() -> None:
+    """A turn that asks nothing needs no turn that only shares a word; a question, or the tool, may."""
+    model = SpokenWords(dim=4096)
+    far, near = "parking is ten dollars per night for you", "her brother parks near me"
+    call = await open_call(model)
+    for text in (far, near):
+        await call.heard(text)
+        await call.heard("one moment", speaker="agent")
+    statement, question = "my brother parks near parking", "does my brother like parking"
+
+    async def found(asked: str, of: CallMemory = call) -> set[str]:
+        return {far, near} & {hit.text for hit in (await of.context(asked)).hits}
+
+    assert await found(statement) == {near}
+    assert await found(question) == {far, near}
+    assert {far, near} <= {hit.text for hit in await call.recall(statement)}
+    await call.discard()
+    ungated = await open_call(model, without=["gate"])
+    for text in (far, near):
+        await ungated.heard(text)
+        await ungated.heard("one moment", speaker="agent")
+    assert await found(statement, ungated) == {far, near}
+    await ungated.discard()
+
+
 async def test_the_need_is_told() -> None:
     """None where there is no knowledge or no gate; of several indexes the greatest."""
     model = SpokenWords()
