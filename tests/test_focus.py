@@ -1,112 +1,176 @@
-"""What the call is about: names found exactly, remembered newest first."""
+"""What a call is about: values named, newest first, forgotten when their turn is corrected."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moss_voice.call.focus import Focus, Names
-from moss_voice.text import words
+from moss_voice.call.focus import Focus, merged, weights
+from moss_voice.call.names import Named
 
-vocabulary = st.sampled_from(["ash", "bay", "cove", "dell", "elm"])
-names_drawn = st.lists(st.lists(vocabulary, min_size=1, max_size=4).map(" ".join), max_size=12)
-
-
-def naive(values: list[str], turn: list[str]) -> list[str]:
-    """Every free span, the longest first and then from the left; a word is used once."""
-    found: list[str] = []
-    free = [True] * len(turn)
-    for length in range(len(turn), 0, -1):
-        for start in range(len(turn) - length + 1):
-            span = slice(start, start + length)
-            named = [value for value in values if words(value) == turn[span]]
-            if named and all(free[span]):
-                free[span] = [False] * length
-                found.extend(value for value in named if value not in found)
-    return found
+KEPT_VALUES = 8
+KEPT_TURNS = 64
 
 
-@settings(deadline=None)
-@example(["ash", "bay", "bay ash"], ["ash", "bay"])
-@given(names_drawn, st.lists(vocabulary, max_size=12))
-def test_find_is_the_naive_search(values: list[str], turn: list[str]) -> None:
-    """The look-up by first word and length finds what trying every span finds, in the same order."""
-    values = list(dict.fromkeys(values))
-    assert Names(dict.fromkeys(values)).find(turn) == naive(values, turn)
+def said(*values: str, certainty: float = 1.0) -> list[Named]:
+    return [Named(value, certainty, "exact" if certainty == 1.0 else "partial") for value in values]
 
 
-def test_names_are_found_whatever_their_spelling() -> None:
-    """Case, accents of form, apostrophes and punctuation make no difference; other words do."""
-    names = Names(
-        {"A & B Guest House": [1, 4], "Caffè Uno": [2], "Joe\u2019s Diner": [3], "!!!": [5]}
-    )
-    assert names.find(words("is the a b guest-house, near joe's diner?")) == [
-        "A & B Guest House",
-        "Joe\u2019s Diner",
-    ]
-    assert names.find(words("CAFFE\u0300 UNO")) == ["Caffè Uno"]
-    assert names.find(words("the guest house")) == []
-    assert names.find([]) == []
-    assert names.rows("A & B Guest House") == [1, 4]
-    with pytest.raises(KeyError):
-        names.rows("a b guest house")
-    assert (len(names), repr(names)) == (4, "<Names 4 values>")
+def values_of(named: list[Named]) -> list[str]:
+    return [each.value for each in named]
 
 
-def test_the_longest_name_takes_its_words() -> None:
-    """A name within a longer one that was said is not named by it, but is when said on its own."""
-    names = Names({"Cambridge": 1, "Cambridge Arms": 2, "CAMBRIDGE ARMS": 3})
-    assert names.find(words("the cambridge arms")) == ["Cambridge Arms", "CAMBRIDGE ARMS"]
-    assert names.find(words("cambridge has the cambridge arms")) == [
-        "Cambridge Arms",
-        "CAMBRIDGE ARMS",
-        "Cambridge",
-    ]
-
-
-def test_cost_does_not_grow_with_the_names() -> None:
-    """Finding names looks at the turn's words only, not at each name."""
-    looks = 0
-
-    class Counted(str):
-        __slots__ = ()
-
-        def __hash__(self) -> int:
-            nonlocal looks
-            looks += 1
-            return super().__hash__()
-
-        __eq__ = str.__eq__
-
-    names = Names({f"hotel {n} of the{' long' * (n % 5)} way": n for n in range(3000)})
-    turn = [Counted(word) for word in words("i'd like hotel 1234 of the long long long long way")]
-    assert names.find(turn) == ["hotel 1234 of the long long long long way"]
-    assert looks < 200
-
-
-def test_weights_fall_with_each_name_after() -> None:
-    """The entity named k entities ago weighs 0.5 * 0.7**k; naming it again renews it."""
+def test_the_newest_is_first() -> None:
+    """Values come newest turn first, within a turn as they were named; one named again is new again."""
     focus = Focus()
-    assert focus.weights() == {}
-    focus.heard(["a"])
-    focus.heard([])
-    focus.heard(["b", "c", "b"])
-    assert focus.recent == ("b", "c", "a")
-    assert focus.weights() == pytest.approx({"b": 0.5, "c": 0.35, "a": 0.245})
-    focus.heard(["a"])
-    assert focus.weights() == pytest.approx({"a": 0.5, "b": 0.35, "c": 0.245})
+    assert focus.recent() == []
+    focus.heard("1", said("Astoria"))
+    focus.heard("2", said("Bristol", "Corona"))
+    assert values_of(focus.recent()) == ["Bristol", "Corona", "Astoria"]
+    focus.heard("3", said("Astoria"))
+    assert values_of(focus.recent()) == ["Astoria", "Bristol", "Corona"]
     assert repr(focus) == "<Focus on 3 values>"
 
 
-@settings(deadline=None)
-@given(st.lists(st.lists(st.integers(0, 30).map(str), max_size=4), max_size=20))
-def test_recent_is_the_order_of_last_naming(turns: list[list[str]]) -> None:
-    """The list holds each value once, the newest first, and stays short through any call."""
+def test_a_turn_that_names_nothing_changes_nothing() -> None:
+    """Talk about what was named keeps it in its place."""
     focus = Focus()
-    for values in turns:
-        focus.heard(values)
-    newest_first = [value for values in reversed(turns) for value in values]
-    expected = list(dict.fromkeys(newest_first))
-    assert list(focus.recent) == expected[: len(focus.recent)]
-    assert len(focus.recent) == min(len(expected), 12)
+    focus.heard("1", said("Astoria"))
+    before = focus.recent()
+    focus.heard("2", [])
+    assert focus.recent() == before
+
+
+def test_what_a_corrected_turn_names_stands_in_its_place() -> None:
+    """The old value is forgotten; the new one is as old as the turn, and not the newest for it."""
+    focus = Focus()
+    for turn, value in (("1", "Astoria"), ("2", "Bristol"), ("3", "Corona")):
+        focus.heard(turn, said(value))
+    focus.heard("2", said("Dorset"))
+    assert values_of(focus.recent()) == ["Corona", "Dorset", "Astoria"]
+
+
+def test_a_correction_that_names_nothing_forgets() -> None:
+    """What was never said is not in focus, unless another turn said it."""
+    focus = Focus()
+    focus.heard("1", said("Astoria"))
+    focus.heard("2", said("Bristol", "Astoria"))
+    focus.heard("2", iter(()))
+    assert values_of(focus.recent()) == ["Astoria"]
+    focus.heard("1", [])
+    assert focus.recent() == []
+    focus.heard("nobody", [])
+    assert focus.recent() == []
+
+
+def test_a_value_is_as_certain_as_it_ever_was() -> None:
+    """A vague mention later does not make it less certain, a clear one later makes it more."""
+    focus = Focus()
+    focus.heard("1", said("Astoria"))
+    focus.heard("2", said("Bristol", certainty=0.5))
+    focus.heard("3", said("Astoria", certainty=0.7))
+    focus.heard("4", said("Bristol", certainty=0.9))
+    assert [(each.value, each.certainty) for each in focus.recent()] == [
+        ("Bristol", 0.9),
+        ("Astoria", 1.0),
+    ]
+    # The certainty of a correction counts, not that of what was corrected.
+    focus.heard("1", [])
+    assert focus.recent()[1] == Named("Astoria", 0.7, "partial")
+
+
+def test_some_turns_can_be_passed_over() -> None:
+    """The turn that is being answered does not count twice; the others do, in order."""
+    focus = Focus()
+    for turn, value in (("1", "Astoria"), ("2", "Bristol"), ("3", "Astoria")):
+        focus.heard(turn, said(value))
+    assert values_of(focus.recent(without=["3", "nobody"])) == ["Bristol", "Astoria"]
+    assert focus.recent(without={"1", "2", "3"}) == []
+    assert values_of(focus.recent()) == ["Astoria", "Bristol"]
+
+
+def test_the_lists_stay_short() -> None:
+    """Of a long call the last 64 turns that named something are known, and the last 8 values."""
+    focus = Focus()
+    for n in range(200):
+        focus.heard(f"{n}", said(f"v{n}"))
+    assert values_of(focus.recent()) == [f"v{n}" for n in range(199, 199 - KEPT_VALUES, -1)]
+    newest = [f"{n}" for n in range(200 - KEPT_TURNS, 200)]
+    assert focus.recent(without=newest) == []
+    assert values_of(focus.recent(without=newest[1:])) == [f"v{200 - KEPT_TURNS}"]
+
+
+def test_merging_puts_the_turn_before_what_was_said() -> None:
+    """What the turn names comes first, and is as certain as it was anywhere."""
+    turn = said("Bristol", certainty=0.5)
+    before = [*said("Astoria", certainty=0.9), *said("Bristol")]
+    assert [(each.value, each.certainty) for each in merged(turn, before)] == [
+        ("Bristol", 1.0),
+        ("Astoria", 0.9),
+    ]
+    assert merged() == merged([], []) == []
+    assert turn == said("Bristol", certainty=0.5)
+
+
+@pytest.mark.parametrize(
+    ("recent", "expected"),
+    [
+        ([], {}),
+        (said("a"), {"a": 0.5}),
+        (said("a", "b", "c"), {"a": 0.5, "b": 0.35, "c": 0.245}),
+        # less for what is less certain, wherever it stands
+        ([*said("a"), *said("b", certainty=0.6)], {"a": 0.5, "b": 0.21}),
+        ([*said("a", certainty=0.5), *said("b")], {"a": 0.25, "b": 0.35}),
+    ],
+)
+def test_weights_fall_with_each_value_named_since(
+    recent: list[Named], expected: dict[str, float]
+) -> None:
+    """The value that k others were named after weighs 0.5 * 0.7**k, times its certainty."""
+    assert weights(recent) == pytest.approx(expected)
+
+
+turns = st.lists(
+    st.tuples(
+        st.integers(0, 9).map(str),
+        st.lists(
+            st.builds(
+                Named,
+                st.integers(0, 12).map(str),
+                st.sampled_from([0.5, 0.7, 0.9, 1.0]),
+                st.just("exact"),
+            ),
+            max_size=4,
+        ),
+    ),
+    max_size=30,
+)
+
+
+@settings(deadline=None)
+@given(turns, st.sets(st.integers(0, 9).map(str), max_size=3))
+def test_any_run_of_turns_and_corrections_agrees_with_the_naive_list(
+    heard: list[tuple[str, list[Named]]], without: set[str]
+) -> None:
+    """The values are those of the turns as they stand, read backwards, each with its greatest certainty."""
+    focus = Focus()
+    turns: list[tuple[str, list[Named]]] = []
+    for id_, named in heard:
+        focus.heard(id_, named)
+        at = next((at for at, (known, _) in enumerate(turns) if known == id_), None)
+        if at is None:
+            turns.append((id_, named))
+        elif named:
+            turns[at] = id_, named
+        else:
+            del turns[at]
+        # What names nothing has no place to keep.
+        turns = [turn for turn in turns if turn[1]]
+    standing = [each for id_, named in reversed(turns) if id_ not in without for each in named]
+    expected = {
+        value: max(each.certainty for each in standing if each.value == value)
+        for value in dict.fromkeys(each.value for each in standing)
+    }
+    recent = focus.recent(without=without)
+    assert [(each.value, each.certainty) for each in recent] == list(expected.items())[:KEPT_VALUES]

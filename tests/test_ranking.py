@@ -1,50 +1,96 @@
-"""Fusing, mapping and choosing: tables worked out by hand."""
+"""The arithmetic of ranking: tables worked out by hand, and naive versions where there are any."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moss_voice.ranking import KEYWORD_SCALE, best, fuse, to_score
+from moss_voice.ranking import (
+    CONVERSATION_TURNS,
+    DUPLICATE_COSINE,
+    DUPLICATE_PENALTY,
+    GATE_SHARE,
+    KEYWORD_UNIT,
+    NEIGHBOUR_WEIGHT,
+    PARTS,
+    RECENCY_WEIGHT,
+    SPREAD_PENALTY,
+    SPREAD_SHARE,
+    SPREAD_TURNS,
+    best,
+    check_parts,
+    decayed,
+    diverse,
+    fuse,
+    lent,
+    nearness,
+    newer,
+    threshold,
+    to_score,
+    widened,
+)
 
-F = np.float32
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+U = KEYWORD_UNIT
 
 
-def f32(*values: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def f32(*values: float) -> F32:
     return np.array(values, np.float32)
 
 
-def i64(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def i64(*values: int) -> I64:
     return np.array(values, np.int64)
 
 
+# --- fusing ----------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("dense", "keyword", "alpha", "fused"),
+    ("dense", "keyword", "alpha", "keyword_weight", "fused"),
     [
-        # 0.8 * cosine + 0.2 * 2 * share of the best keyword score
-        ((0.5, 0.25, 0.0), (0.0, 3.0, 6.0), 0.8, (0.4, 0.4, 0.4)),
-        ((0.5, -1.0), (4.0, 1.0), 0.5, (1.25, -0.25)),
+        # 0.8 * cosine + 0.2 * keyword score in units
+        ((0.5, 0.25, 0.0), (0.0, U, 2 * U), 0.8, 1.0, (0.4, 0.4, 0.4)),
+        ((0.5, -1.0), (U, 0.5 * U), 0.5, 1.0, (0.75, -0.25)),
+        # a word counts more, or less; meaning does not notice
+        ((0.5, 0.5), (0.0, U), 0.8, 1.6, (0.4, 0.72)),
+        ((0.5, 0.5), (0.0, U), 0.8, 0.5, (0.4, 0.5)),
+        ((0.5, 0.5), (0.0, U), 0.8, 0.0, (0.4, 0.4)),
         # meaning alone, keywords alone
-        ((0.5, 0.25), (1.0, 9.0), 1.0, (0.5, 0.25)),
-        ((0.5, 0.25), (1.0, 4.0), 0.0, (0.5, 2.0)),
-        # nobody shares a word: nothing to divide by
-        ((0.5, 0.25), (0.0, 0.0), 0.8, (0.4, 0.2)),
-        ((), (), 0.8, ()),
+        ((0.5, 0.25), (1.0, 9.0), 1.0, 9.0, (0.5, 0.25)),
+        ((0.5, 0.25), (U, 4 * U), 0.0, 1.0, (1.0, 4.0)),
+        ((0.5, 0.25), (0.0, 0.0), 0.8, 1.0, (0.4, 0.2)),
+        ((), (), 0.8, 1.0, ()),
     ],
 )
 def test_fusing_adds_scores(
-    dense: tuple[float, ...], keyword: tuple[float, ...], alpha: float, fused: tuple[float, ...]
+    dense: tuple[float, ...],
+    keyword: tuple[float, ...],
+    alpha: float,
+    keyword_weight: float,
+    fused: tuple[float, ...],
 ) -> None:
-    """A fused score is the weighted sum of the cosine and the share of the best keyword score."""
-    assert KEYWORD_SCALE == 2.0
+    """A fused score is the weighted sum of the cosine and the keyword score in units; inputs stay."""
     given_dense, given_keyword = f32(*dense), f32(*keyword)
-    result = fuse(given_dense, given_keyword, alpha=alpha)
+    result = fuse(given_dense, given_keyword, alpha=alpha, keyword_weight=keyword_weight)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, f32(*fused), atol=1e-6)
     np.testing.assert_array_equal(given_dense, f32(*dense))
     np.testing.assert_array_equal(given_keyword, f32(*keyword))
+
+
+def test_a_document_s_score_does_not_depend_on_the_others() -> None:
+    """The unit is fixed: a weak word stays weak where no document has a better one."""
+    alone = fuse(f32(0.3), f32(0.5), alpha=0.8)
+    among = fuse(f32(0.3, 0.1), f32(0.5, 20.0), alpha=0.8)
+    assert alone[0] == among[0] == pytest.approx(0.24 + 0.2 * 0.5 / 7.5)
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, float("nan")])
@@ -65,6 +111,156 @@ def test_a_cosine_becomes_a_score_between_0_and_1() -> None:
     scores = to_score(f32(-1.0, -0.5, 0.0, 0.5, 1.0, 1.0000002, -1.0000002))
     assert scores.dtype == np.float32
     np.testing.assert_array_equal(scores, f32(0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 0.0))
+
+
+# --- what was said before --------------------------------------------------------------------------
+
+EAST, NORTH, UP = f32(1, 0, 0), f32(0, 1, 0), f32(0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("vector", "earlier", "weight", "direction"),
+    [
+        (EAST, [NORTH], 1.0, (1, 1, 0)),
+        (EAST, [NORTH], 0.5, (2, 1, 0)),
+        # the mean of those before, however many there are
+        (EAST, [NORTH, UP], 0.8, (1, 0.4, 0.4)),
+        (EAST, [NORTH, NORTH, UP], 0.6, (1, 0.4, 0.2)),
+        # only the last three count
+        (EAST, [UP, UP, NORTH, NORTH, NORTH], 1.0, (1, 1, 0)),
+        (EAST, [EAST, NORTH], 1.0, (1.5, 0.5, 0)),
+    ],
+)
+def test_a_query_is_widened_by_the_mean_of_the_last_turns(
+    vector: F32, earlier: list[F32], weight: float, direction: tuple[float, ...]
+) -> None:
+    """The mean of the last three turns is added, and the sum is a unit vector; nothing given changes."""
+    assert CONVERSATION_TURNS == 3
+    before = [vector.copy(), *(each.copy() for each in earlier)]
+    wide = widened(vector, earlier, weight=weight)
+    assert wide.dtype == np.float32
+    expected = np.array(direction) / np.linalg.norm(direction)
+    np.testing.assert_allclose(wide, expected, atol=1e-6)
+    for now, then in zip([vector, *earlier], before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "weight"),
+    [
+        ([], 0.8),
+        ([NORTH], 0.0),
+        # what was said before is the very opposite: no direction is left
+        ([-EAST], 1.0),
+    ],
+)
+def test_a_query_stays_itself_where_nothing_is_to_be_added(
+    earlier: list[F32], weight: float
+) -> None:
+    """With no turns, no weight or nothing left of the sum, the very vector comes back."""
+    assert widened(EAST, earlier, weight=weight) is EAST
+
+
+@pytest.mark.parametrize(
+    ("terms", "earlier", "decay", "weights"),
+    [
+        ([1, 2], [], 0.5, {1: 1.0, 2: 1.0}),
+        ([1], [[2], [3, 4]], 0.5, {1: 1.0, 2: 0.5, 3: 0.25, 4: 0.25}),
+        # a word counts by its latest mention, and once
+        ([1, 1], [[2, 1], [2, 3]], 0.4, {1: 1.0, 2: 0.4, 3: 0.16}),
+        # a turn without words ages the others all the same
+        ([1], [[], [2]], 0.5, {1: 1.0, 2: 0.25}),
+        ([], [[2]], 0.5, {2: 0.5}),
+        ([1], [[2], [3]], 1.0, {1: 1.0, 2: 1.0, 3: 1.0}),
+        ([1], [[2], [3]], 0.0, {1: 1.0}),
+    ],
+)
+def test_words_weigh_less_the_longer_ago_they_were_said(
+    terms: list[int], earlier: list[list[int]], decay: float, weights: dict[int, float]
+) -> None:
+    """A word of the turn counts 1, one of k turns ago `decay**k`, by its latest mention."""
+    assert decayed(terms, earlier, decay=decay) == pytest.approx(weights)
+
+
+# --- neighbours and age ----------------------------------------------------------------------------
+
+
+def test_an_answer_gets_from_the_question_before_it() -> None:
+    """The answer without the question's words comes before what stands beside nothing good.
+
+    The mean of the call is 0.1. The answer gets a quarter of the 0.8 that the question is over it, and of
+    the 0.1 that the turn after is under it: 0.25 * (0.8 - 0.1) = 0.175.
+    """
+    #            small talk, question, answer, small talk ...
+    scores = f32(0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    got = lent(scores)
+    assert NEIGHBOUR_WEIGHT == 0.25
+    np.testing.assert_allclose(
+        got, f32(0.2, -0.05, 0.175, -0.05, -0.05, -0.05, -0.05, -0.05, -0.025), atol=1e-6
+    )
+    assert (scores + got).argsort()[::-1][:3].tolist() == [1, 0, 2]
+    np.testing.assert_array_equal(scores, f32(0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("scores", "weight", "got"),
+    [
+        ((), 0.25, ()),
+        # nobody is beside it
+        ((0.7,), 0.25, (0.0,)),
+        # the ends have one neighbour
+        ((1.0, 0.0), 0.5, (-0.25, 0.25)),
+        ((3.0, 0.0, 0.0), 0.5, (-0.5, 0.5, -0.5)),
+        # a call in which all are alike lends nothing, however good they are
+        ((0.9, 0.9, 0.9), 0.25, (0.0, 0.0, 0.0)),
+        ((1.0, 0.0), 0.0, (0.0, 0.0)),
+    ],
+)
+def test_neighbours_lend_what_is_over_the_mean(
+    scores: tuple[float, ...], weight: float, got: tuple[float, ...]
+) -> None:
+    """Each turn gets its share from each side, less than nothing from those below the mean."""
+    result = lent(f32(*scores), weight=weight)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, f32(*got), atol=1e-6)
+
+
+@given(
+    st.lists(st.floats(-1, 2, width=32), max_size=20),
+    st.floats(0, 0.99),
+)
+def test_lending_is_the_double_loop(scores: list[float], weight: float) -> None:
+    """What a turn gets is the sum over those at a distance of one, and the scores stay as they were."""
+    values = f32(*scores)
+    mean = math.fsum(scores) / len(scores) if scores else 0.0
+    expected = [
+        sum(weight * (scores[j] - mean) for j in range(len(scores)) if abs(i - j) == 1)
+        for i in range(len(scores))
+    ]
+    np.testing.assert_allclose(lent(values, weight=weight), expected, atol=1e-5)
+    np.testing.assert_array_equal(values, f32(*scores))
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.0, float("nan")])
+def test_a_share_outside_of_its_range_is_an_error(weight: float) -> None:
+    """A turn does not lend all that it has, nor less than nothing."""
+    with pytest.raises(ValueError, match="weight must be in"):
+        lent(f32(0.1, 0.2), weight=weight)
+
+
+@pytest.mark.parametrize(
+    ("n", "gains"),
+    [(0, ()), (1, (0.0,)), (2, (0.0, 0.03)), (4, (0.0, 0.01, 0.02, 0.03))],
+)
+def test_later_turns_gain_evenly(n: int, gains: tuple[float, ...]) -> None:
+    """The first turn gains nothing, the last all, those between by their place."""
+    assert RECENCY_WEIGHT == 0.03
+    result = newer(n)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, f32(*gains), atol=1e-7)
+
+
+# --- choosing --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -102,3 +298,233 @@ def test_choosing_is_sorting_and_cutting(scores: list[float], k: int, random: ob
     order = sorted(range(len(scores)), key=lambda at: (-values[at], ordinals[at]))
     expected = [at for at in order if values[at] > -np.inf][:k]
     assert best(values, i64(*ordinals), k=k).tolist() == expected
+
+
+def positions(chosen: Sequence[tuple[int, float]]) -> list[int]:
+    return [at for at, _ in chosen]
+
+
+# Long enough that turns up to four away are close.
+LONG = 128
+
+
+@pytest.mark.parametrize("offset", [*range(-6, 0), *range(1, 7)])
+def test_turns_close_to_a_chosen_one_lose_but_the_one_right_after(offset: int) -> None:
+    """Up to four turns away a turn loses the penalty; the one right after may be the answer.
+
+    Three candidates: the best turn, one so many turns from it, and one far off that is a little worse.
+    """
+    assert (SPREAD_TURNS, SPREAD_PENALTY) == (4, 0.16)
+    loses = abs(offset) <= 4 and offset != 1
+    places = i64(100, 100 + offset, 5)
+    chosen = diverse(f32(0.9, 0.5, 0.49), k=3, places=places, n_turns=LONG)
+    assert positions(chosen) == ([0, 2, 1] if loses else [0, 1, 2])
+    assert dict(chosen) == pytest.approx({0: 0.0, 1: -0.16 if loses else 0.0, 2: 0.0})
+    # It loses so much and no more.
+    narrow = diverse(f32(0.9, 0.41 + SPREAD_PENALTY, 0.4), k=2, places=places, n_turns=LONG)
+    assert positions(narrow) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("n_turns", "reach"),
+    [(0, 0), (31, 0), (32, 1), (63, 1), (64, 2), (96, 3), (127, 3), (128, 4), (5000, 4)],
+)
+def test_what_is_close_is_a_32nd_of_the_call(n_turns: int, reach: int) -> None:
+    """In a short call everything is close, and nothing loses for it; in a long one four turns are."""
+    assert SPREAD_SHARE == 1 / 32
+    for away in range(1, 6):
+        scores, places = f32(0.9, 0.5), i64(50, 50 - away)
+        _, (_, loss) = diverse(scores, k=2, places=places, n_turns=n_turns)
+        assert loss == pytest.approx(-0.16 if away <= reach else 0.0)
+
+
+def test_what_is_close_to_two_chosen_turns_loses_twice() -> None:
+    """Each turn chosen takes its own."""
+    # The third is two after the first and three before the second.
+    scores, places = f32(0.9, 0.8, 0.5, 0.2), i64(10, 15, 12, 90)
+    chosen = diverse(scores, k=4, places=places, n_turns=LONG)
+    assert positions(chosen) == [0, 1, 3, 2]
+    assert chosen[3][1] == pytest.approx(-0.32)
+    once = diverse(scores, k=4, places=i64(10, 50, 12, 90), n_turns=LONG)
+    assert positions(once) == [0, 1, 2, 3]
+
+
+def at_cosine(cosine: float) -> F32:
+    """Two unit vectors at this cosine, and one that is unlike both."""
+    return f32(1, 0, 0, cosine, math.sqrt(1 - cosine**2), 0, 0, 0, 1).reshape(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "loss"),
+    [
+        (1.0, 0.24),
+        (0.9, 0.12),
+        (0.85, 0.06),
+        # up to here it is another thing that is said
+        (0.8, 0.0),
+        (0.5, 0.0),
+        (-1.0, 0.0),
+    ],
+)
+def test_a_near_duplicate_loses_by_how_alike_it_is(cosine: float, loss: float) -> None:
+    """What says nearly the same as a better hit falls behind one that is worse by less than its loss."""
+    assert (DUPLICATE_COSINE, DUPLICATE_PENALTY) == (0.8, 0.24)
+    vectors = at_cosine(cosine)
+    for other, first in ((0.5 - loss - 0.005, 1), (0.5 - loss + 0.005, 2)):
+        scores = f32(0.9, 0.5, other)
+        assert positions(diverse(scores, k=2, vectors=vectors)) == [0, first]
+    # Never dropped where there is nothing better; what it lost is told.
+    kept = diverse(f32(0.9, 0.5, 0.0), k=3, vectors=vectors)
+    assert positions(kept) == [0, 1, 2]
+    assert [lost for _, lost in kept] == pytest.approx([0.0, -loss, 0.0], abs=1e-6)
+
+
+def test_equal_scores_are_chosen_in_the_order_given() -> None:
+    """Nothing to tell them apart: the first given is the first chosen."""
+    assert diverse(f32(0.5, 0.5, 0.5), k=3) == [(0, 0.0), (1, 0.0), (2, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("scores", "k", "chosen"),
+    [((), 3, []), ((0.5,), 3, [0]), ((0.5, 0.4), 0, []), ((0.5, 0.4, 0.3), 2, [0, 1])],
+)
+def test_with_nothing_to_tell_apart_the_best_are_chosen(
+    scores: tuple[float, ...], k: int, chosen: list[int]
+) -> None:
+    """Without places and vectors it is the head of the list; as many as there are."""
+    values = f32(*scores)
+    expected = [(at, 0.0) for at in chosen]
+    assert diverse(values, k=k) == expected
+    places, vectors = i64(*range(0, 50 * len(scores), 50)), np.eye(len(scores), dtype=np.float32)
+    assert diverse(values, k=k, places=places, n_turns=LONG, vectors=vectors) == expected
+    np.testing.assert_array_equal(values, f32(*scores))
+
+
+def greedy(
+    scores: Sequence[float],
+    *,
+    k: int,
+    places: Sequence[int] | None,
+    reach: int,
+    vectors: F32 | None,
+) -> list[tuple[int, float]]:
+    """Choose by the definition: at each step what is best, less what each one chosen takes from it."""
+    chosen: list[tuple[int, float]] = []
+    left = list(range(len(scores)))
+
+    def loss(at: int) -> float:
+        value = 0.0
+        for other, _ in chosen:
+            if places is not None:
+                away = places[at] - places[other]
+                value -= 0.16 * (away != 1 and abs(away) <= reach)
+            if vectors is not None:
+                value -= max(0.0, float(vectors[at] @ vectors[other]) - 0.8) / 0.2 * 0.24
+        return value
+
+    while left and len(chosen) < k:
+        best = max(left, key=lambda at: scores[at] + loss(at))
+        chosen.append((best, loss(best)))
+        left.remove(best)
+    return chosen
+
+
+candidates = st.integers(1, 14).flatmap(
+    lambda n: st.tuples(
+        # Multiples of a step that no sum of penalties makes up for, so that rounding decides nothing.
+        st.lists(st.integers(0, 90).map(lambda x: x / 97), min_size=n, max_size=n, unique=True),
+        st.permutations(range(n)),
+        st.lists(
+            st.sampled_from([(1, 0), (0.8, 0.6), (0.6, 0.8), (0, 1), (0.9928, 0.12)]),
+            min_size=n,
+            max_size=n,
+        ),
+    )
+)
+
+
+@given(candidates, st.integers(0, 15), st.integers(0, 5), st.booleans(), st.booleans())
+def test_choosing_what_differs_is_the_naive_greedy(
+    drawn: tuple[list[float], list[int], list[tuple[float, float]]],
+    k: int,
+    reach: int,
+    of_turns: bool,
+    with_vectors: bool,
+) -> None:
+    """It chooses what the definition chooses, sums descend, and a shorter list begins a longer one."""
+    scores = sorted(drawn[0], reverse=True)
+    places = drawn[1] if of_turns else None
+    vectors = np.array(drawn[2], np.float32) if with_vectors else None
+    found = [
+        diverse(
+            f32(*scores),
+            k=many,
+            places=None if places is None else i64(*places),
+            n_turns=32 * reach,
+            vectors=vectors,
+        )
+        for many in (k, len(scores))
+    ]
+    assert found[0] == found[1][:k]
+    assert sorted(positions(found[1])) == list(range(len(scores)))
+    expected = greedy(scores, k=k, places=places, reach=min(reach, 4), vectors=vectors)
+    assert positions(found[0]) == positions(expected)
+    assert [loss for _, loss in found[0]] == pytest.approx([loss for _, loss in expected], abs=1e-5)
+    sums = [scores[at] + loss for at, loss in found[1]]
+    assert all(better >= worse - 1e-5 for better, worse in pairwise(sums))
+
+
+# --- the gate --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cosines", "near"),
+    [
+        ((), 0.0),
+        ((0.4,), 0.4),
+        ((0.4, 0.2), 0.3),
+        # the best three, wherever they stand
+        ((0.1, 0.9, -0.5, 0.3, 0.6), 0.6),
+        ((-0.1, -0.2, -0.3, -0.9), -0.2),
+    ],
+)
+def test_nearness_is_the_mean_of_the_best_three(cosines: tuple[float, ...], near: float) -> None:
+    """One passage that fits by chance does not make a turn near to an index."""
+    given_cosines = f32(*cosines)
+    assert nearness(given_cosines) == pytest.approx(near)
+    np.testing.assert_array_equal(given_cosines, f32(*cosines))
+
+
+@pytest.mark.parametrize(
+    ("nearnesses", "least"),
+    [((0.6,), 0.33), ((0.1, 0.8, 0.6), 0.33), ((0.4, 0.8), 0.33), ((), -1.0)],
+)
+def test_the_threshold_is_a_share_of_the_median(
+    nearnesses: tuple[float, ...], least: float
+) -> None:
+    """A few odd passages do not move it; an index without passages lets every turn pass."""
+    assert GATE_SHARE == 0.55
+    assert threshold(nearnesses) == pytest.approx(least)
+    assert threshold(iter(nearnesses)) == pytest.approx(least)
+
+
+# --- parts -----------------------------------------------------------------------------------------
+
+
+def test_parts_are_named() -> None:
+    """Known names come back as a set, of any iterable; each part has one."""
+    assert check_parts([]) == frozenset()
+    assert check_parts(iter(["focus", "gate", "focus"])) == {"focus", "gate"}
+    assert check_parts(PARTS) == set(PARTS)
+    assert len(set(PARTS)) == len(PARTS) == 10
+
+
+@pytest.mark.parametrize("names", [["foci"], ["focus", "Gate"], "focus", [""]])
+def test_a_name_of_no_part_is_an_error_that_tells_the_parts(names: Sequence[str]) -> None:
+    """A typing mistake is told with what could have been meant; a lone string is no list of names."""
+    with pytest.raises(
+        ValueError, match=r"expected parts of conversation, .*, gate; got"
+    ) as caught:
+        check_parts(names)
+    for part in PARTS:
+        assert part in str(caught.value)
