@@ -29,6 +29,7 @@ import platformdirs
 from moss_voice import ranking
 from moss_voice.call.context import MAX_TOKENS
 from moss_voice.call.journal import Header, Journal
+from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.memory import DEADLINE_MS, MIN_SCORE, CallMemory
 from moss_voice.cloud.cache import SegmentCache
 from moss_voice.cloud.cloud import Authenticator, Forgotten, open_cloud
@@ -478,6 +479,8 @@ class MossClient:
         index = await self._loaded_index(index_name)
         if auto_refresh:
             index.watch(polling_interval_in_seconds)
+        # A call that loads it does not wait for this; who loads it ahead has the time.
+        await in_worker(Knowledge(index).study)
         return index.doc_count
 
     async def load_indexes(

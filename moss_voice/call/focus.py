@@ -8,7 +8,7 @@ Pure and without locks: a call uses its own `Focus` under its own lock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from moss_voice.call.names import Named
 from moss_voice.ranking import FOCUS_DECAY, FOCUS_WEIGHT
@@ -39,6 +39,17 @@ class Focus:
                 del self._turns[next(iter(self._turns))]
         else:
             self._turns.pop(turn_id, None)
+
+    def read_again(self, named: Mapping[str, Sequence[Named]], order: Iterable[str]) -> None:
+        """Take note of what some turns name, heard before or not, where they stand among all.
+
+        Args:
+            named: By turn; what other turns name stays as it was.
+            order: All turns, the oldest first.
+        """
+        known = {**self._turns, **named}
+        turns = [id_ for id_ in order if known.get(id_)][-_KEPT_TURNS:]
+        self._turns = {id_: tuple(known[id_]) for id_ in turns}
 
     def recent(self, *, without: Collection[str] = ()) -> list[Named]:
         """Return the values named, newest first, each once and as certain as it ever was.

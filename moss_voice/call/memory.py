@@ -65,8 +65,8 @@ _KEPT_INTERIMS = 8
 # Found for an interim beyond what is shown, for those that turn out to be visible to the LLM.
 _SPARE_HITS = 8
 _KEPT_ANSWERS = 4
-# How far back a resumed call is read for what it was about.
-_RESUMED_TURNS = 32
+# How far back a call is read again for what it was about, once names are known.
+_READ_AGAIN = 32
 _PUSH_PAUSES_S = (0.2, 0.5, 1.0)
 
 
@@ -188,6 +188,7 @@ class CallMemory:
         self._vectors: deque[tuple[str, F32]] = deque(maxlen=ranking.CONVERSATION_TURNS + 1)
         self._focus = Focus()
         self._said_words: set[str] = set()
+        self._read_with: tuple[int, ...] = ()
         self._unindexed: dict[str, tuple[DocumentInfo, int]] = {}
         self._interims: OrderedDict[str, Future[_Foreseen]] = OrderedDict()
         self._next_interim: str | None = None
@@ -230,19 +231,27 @@ class CallMemory:
                 self._last_number = max(self._last_number, number)
                 self._remember(_Turn.of(doc.id, number, str(metadata.get("speaker", "")), doc.text))
         for knowledge in self._knowledge:
-            knowledge.study()
-        self._resume_subject()
+            knowledge.prepare()
+        said = [turn for turn in self._turns.values() if not turn.filler]
+        recent = [turn.id for turn in said[-ranking.CONVERSATION_TURNS - 1 :]]
+        self._vectors.extend(zip(recent, self.session.vectors_of(recent), strict=True))
+        self._reread()
         # The first turn of a call shall not wait for what every first run sets up.
         if self.session.embedder is not None:
             self.session.embedder.embed_query("hello")
 
-    def _resume_subject(self) -> None:
-        """Take up what the resumed turns were about."""
-        said = [turn for turn in self._turns.values() if not turn.filler]
-        for turn in said[-_RESUMED_TURNS:]:
-            self._focus.heard(turn.id, self._recalling.named(turn.words, self._said_words))
-        recent = [turn.id for turn in said[-ranking.CONVERSATION_TURNS - 1 :]]
-        self._vectors.extend(zip(recent, self.session.vectors_of(recent), strict=True))
+    def _reread(self) -> None:
+        """Find the names in the last turns, where they were heard before the names were known."""
+        revisions = self._recalling.revisions
+        with self._state:
+            if revisions == self._read_with:
+                return
+            self._read_with = revisions
+            said = [turn for turn in self._turns.values() if not turn.filler][-_READ_AGAIN:]
+        named = {turn.id: self._recalling.named(turn.words, self._said_words) for turn in said}
+        with self._state:
+            self._focus.read_again(named, self._turns)
+            self._revision += 1
 
     def __repr__(self) -> str:
         state = "ended" if self._end is not None else "live"
@@ -826,6 +835,7 @@ class CallMemory:
 
     def _said(self, query: Query) -> Said:
         """Return the call as it is, seen from a query."""
+        self._reread()
         with self._state:
             current = self._current(query.words) if query.is_turn else set()
             turns = reversed(self._turns.values())

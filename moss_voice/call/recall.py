@@ -145,8 +145,13 @@ class Recall:
         if not self._has("focus"):
             return []
         words = spoken.words(text)
-        names = (each.study().names for each in self._knowledge)
+        names = (each.known().names for each in self._knowledge)
         return [named for each in names if len(each) for named in each.find(words, before=before)]
+
+    @property
+    def revisions(self) -> tuple[int, ...]:
+        """Of what is known of the knowledge: other numbers where other names may be found."""
+        return tuple(each.known().revision for each in self._knowledge)
 
     def search(self, query: Query, said: Said, model: Model | None) -> Found:
         """Search everything; what needs no vector is done while the model runs.
@@ -199,7 +204,7 @@ class Recall:
         terms: Mapping[int, float],
         recent: Sequence[Named],
     ) -> _Asked:
-        places = knowledge.study().places
+        places = knowledge.known().places
         known = places.rows if places is not None and self._has("focus") else {}
         boost = weights([named for named in recent if named.value in known])
         if boost:
