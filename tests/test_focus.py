@@ -90,6 +90,20 @@ def test_some_turns_can_be_passed_over() -> None:
     assert values_of(focus.recent()) == ["Astoria", "Bristol"]
 
 
+def test_turns_are_read_again_where_they_stand() -> None:
+    """What turns name by names that are known since goes in their places; other turns stay as they are."""
+    focus = Focus()
+    focus.heard("2", said("Bristol"))
+    focus.heard("4", said("Dorset"))
+    focus.heard("gone", said("Exeter"))
+    focus.read_again(
+        {"1": said("Astoria"), "3": said("Corona"), "4": [], "5": []}, ["1", "2", "3", "4", "5"]
+    )
+    assert values_of(focus.recent()) == ["Corona", "Bristol", "Astoria"]
+    focus.heard("2", said("Essex"))
+    assert values_of(focus.recent()) == ["Corona", "Essex", "Astoria"]
+
+
 def test_the_lists_stay_short() -> None:
     """Of a long call the last 64 turns that named something are known, and the last 8 values."""
     focus = Focus()
