@@ -53,8 +53,14 @@ async def one_call(
         session_options={"turn_handling": {"preemptive_generation": {"enabled": preemptive}}},
     )
     if client is not None:
+        # Without the gate, so that every reply has its block.
         await moss_voice.attach(
-            call.session, client, call_id=name, knowledge=["faq"], on_context=contexts.append
+            call.session,
+            client,
+            call_id=name,
+            knowledge=["faq"],
+            on_context=contexts.append,
+            without=["gate"],
         )
     async with call:
         await call.start(Agent(instructions="You help callers."))

@@ -45,7 +45,8 @@ async def one_call(
     model = ScriptedLLMService(lambda _: "let me see what I can do for you", ttft_s=0.02)
     memory = None
     if client is not None:
-        memory = _Timed(client, call_id=name, knowledge=["faq"])
+        # Without the gate, so that every reply has its block.
+        memory = _Timed(client, call_id=name, knowledge=["faq"], options={"without": ["gate"]})
         memory.waits_ms = []
     call = SimulatedCall(model, processors=[memory] if memory is not None else [], speed=speed)
     async with call:

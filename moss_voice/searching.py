@@ -452,8 +452,9 @@ def _by_words(search: Prepared, top_k: int, min_score: float | None) -> list[Mat
     for at, weight in search.gains:
         members = at if search.rows is None else search.rows[at]
         places = np.searchsorted(rows, members)
-        places = places[places < rows.size]
-        focus[places[np.isin(rows[places], members, assume_unique=True)]] = weight
+        there = np.flatnonzero(places < rows.size)
+        there = there[rows[places[there]] == members[there]]
+        focus[places[there]] = weight
     ranked = share + focus
     if min_score is not None:
         ranked[share < min_score] = -np.inf

@@ -171,7 +171,7 @@ def test_load_and_scale_are_measured(tmp_path: Path) -> None:
     for row in report["turn"]["whole"].values():
         assert row["context"]["n"] > 0
         assert row["heard"]["n"] > 0
-    assert "keyword half" in report["turn"]["parts"]
+    assert "keyword scores" in report["turn"]["parts"]
     assert "calls beside each other" in printed
 
 

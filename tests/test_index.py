@@ -507,7 +507,6 @@ def test_a_boost_lifts_a_group_also_by_keywords_alone() -> None:
         assert {match.document.id: match.score for match in found} == scores
 
 
-@pytest.mark.xfail(strict=True, reason="_by_words: np.isin(assume_unique=True) of repeated places")
 def test_a_boost_lifts_nobody_else() -> None:
     """Of many members few share a word, and those that do not lift no document that does."""
     index = Index(DIM)

@@ -55,7 +55,7 @@ async def hold(folder: str, marks: list[int], window: int) -> Row:
     async with client_in(Path(folder)) as client:
         await client.load_index(NAME)
         await settled(client, NAME)
-        call = await client.call(_CALL, knowledge=[NAME], deadline_ms=10_000)
+        call = await client.call(_CALL, knowledge=[NAME], without=["gate"], deadline_ms=10_000)
         before = private_mb()
         private: list[float | None] = []
         for number, (speaker, text) in enumerate(_numbered(), start=1):
@@ -120,7 +120,7 @@ async def resume(folder: str) -> Row:
             await client.load_index(NAME)
             before = private_mb()
             started = time.perf_counter()
-            call = await client.call(_CALL, knowledge=[NAME], deadline_ms=10_000)
+            call = await client.call(_CALL, knowledge=[NAME], without=["gate"], deadline_ms=10_000)
             resumed = time.perf_counter()
             context = await call.context("what did I say about the booking")
             assert context.outcome == "ok"

@@ -83,6 +83,7 @@ async def _one_call(
         knowledge=[NAME],
         model_id=CUSTOM_MODEL if given else None,
         focus=focus,
+        without=["gate"],
         deadline_ms=10_000,
     )
     took: dict[str, list[float]] = {"context": [], "heard": [], "model": []}

@@ -46,7 +46,12 @@ class Store(Contender):
         async def open_call() -> None:
             self._client = self._client_in(folder)
             self._call = await self._client.call(
-                "call", knowledge=["passages"], top_k=TOP_K, deadline_ms=10_000
+                "call",
+                knowledge=["passages"],
+                top_k=TOP_K,
+                # Every query searches, as with the others.
+                without=["gate"],
+                deadline_ms=10_000,
             )
 
         self._wait(open_call())
