@@ -491,15 +491,16 @@ class Index:
         """
         with self._write:
             now = self._generation
-            lines = [(row, now.matter.documents[row]) for row in np.flatnonzero(now.alive).tolist()]
+            rows = self._rows_of(now, None).tolist()
+            lines = [(row, now.matter.documents[row]) for row in rows]
         groups: dict[str, list[int]] = {}
         for row, line in lines:
             metadata = decode_document(line).metadata or {}
             for value in dict.fromkeys(metadata.get(field) for field in fields):
                 if isinstance(value, str) and value.strip():
                     groups.setdefault(value, []).append(row)
-        rows = {value: np.array(of_value, np.int64) for value, of_value in groups.items()}
-        return Places(rows, now.matter)
+        found = {value: np.array(sorted(of), np.int64) for value, of in groups.items()}
+        return Places(found, now.matter)
 
     def sample(self, most: int) -> tuple[list[StoredDocument], F32]:
         """Return documents from all over the index, and their (n, dim) float32 vectors; always the same."""

@@ -176,7 +176,7 @@ async def parts(vectors: str, n: int, texts: int) -> Row:
             boost = weights(merged(named, focus.recent()))
         focus.heard(str(number), named)
         with clock("gate: nearness to a sample"):
-            ranking.nearness(sample.scan(vector, n_rows=sample.n_rows))
+            sample.scan(vector, n_rows=sample.n_rows).max()
         with clock("graph: candidates"):
             near = graph.near(vector, CANDIDATES)
         # As many again stand for those that the keywords propose.

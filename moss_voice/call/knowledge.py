@@ -20,7 +20,7 @@ from moss_voice.call.fields import name_fields
 from moss_voice.call.names import Names
 from moss_voice.call.spelling import spell
 from moss_voice.index import Places
-from moss_voice.ranking import GATE_ASKS, GATE_SAMPLE, GATE_WORDS, nearness, threshold
+from moss_voice.ranking import GATE_ASKS, GATE_SAMPLE, GATE_WORDS, threshold
 from moss_voice.session import SessionIndex
 from moss_voice.text import asks, words
 from moss_voice.vectors import Vectors
@@ -151,10 +151,10 @@ class Knowledge:
                 shared.due = False
 
     def near(self, vector: F32) -> float:
-        """Tell how near a turn is to the index, by `ranking.nearness` to a sample of its passages.
+        """Tell how near a turn comes to a sample of the index's passages.
 
         Args:
-            vector: (dim,) float32 unit vector of the turn alone.
+            vector: (dim,) float32 unit vector.
 
         Returns:
             A cosine; 0 where the index has nothing to be near to.
@@ -162,7 +162,7 @@ class Knowledge:
         sample = self.known().sample
         if sample is None or vector.size != sample.dim:
             return 0.0
-        return nearness(sample.scan(vector, n_rows=sample.n_rows))
+        return float(sample.scan(vector, n_rows=sample.n_rows).max())
 
     def need(self, near: float, text: str, terms: Mapping[int, float]) -> float:
         """Tell how much a turn needs the index, by what it takes: from 1 on it does.
@@ -196,7 +196,7 @@ def _studied(index: SessionIndex, focus: tuple[str, ...] | None) -> _Study:
         sample = Vectors(vectors.shape[1], base=[np.ascontiguousarray(vectors)])
         probes = np.linspace(0, len(vectors) - 1, min(_PROBES, len(vectors)), dtype=np.int64)
         least = threshold(
-            nearness(np.delete(sample.scan(vectors[row], n_rows=len(vectors)), row))
+            np.delete(sample.scan(vectors[row], n_rows=len(vectors)), row)
             for row in probes.tolist()
         )
     return _Study(fields, names, places, sample, least, revision)

@@ -235,7 +235,8 @@ class CallMemory:
         said = [turn for turn in self._turns.values() if not turn.filler]
         recent = [turn.id for turn in said[-ranking.CONVERSATION_TURNS - 1 :]]
         self._vectors.extend(zip(recent, self.session.vectors_of(recent), strict=True))
-        self._reread()
+        with contextlib.suppress(Exception):  # it is done again before the first recall
+            self._reread()
         # The first turn of a call shall not wait for what every first run sets up.
         if self.session.embedder is not None:
             self.session.embedder.embed_query("hello")
@@ -248,9 +249,15 @@ class CallMemory:
                 return
             self._read_with = revisions
             said = [turn for turn in self._turns.values() if not turn.filler][-_READ_AGAIN:]
-        named = {turn.id: self._recalling.named(turn.words, self._said_words) for turn in said}
+        named = {turn: self._recalling.named(turn.words, self._said_words) for turn in said}
         with self._state:
-            self._focus.read_again(named, self._turns)
+            # One that was corrected meanwhile has been read since.
+            same = {
+                turn.id: values
+                for turn, values in named.items()
+                if self._turns.get(turn.id) is turn
+            }
+            self._focus.read_again(same, self._turns)
             self._revision += 1
 
     def __repr__(self) -> str:

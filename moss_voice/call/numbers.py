@@ -7,6 +7,7 @@ as it was said.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -21,33 +22,48 @@ _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 _LEAST_SPELLED = 3
 # Longer runs are no code: someone reads out more than one.
 _MOST = 24
+# Two of its characters are worth a word: a number is what was asked for, whatever is said around it.
+_WORTH = 0.5
+_PLAIN = re.compile(r"[\d\s-]+")
 
 
-def other_forms(text: str) -> list[str]:
+def other_forms(text: str) -> dict[str, float]:
     """Return the words that stand for the numbers and codes of a text in their other form.
 
     Args:
         text: A turn or a query.
 
     Returns:
-        For what was said, digits ("94102", and for letters and digits "wo8btx"); for digits, the words
-        that they are read out with, if there are three or more. Empty for most turns.
+        Words and what they count, a word of the text itself being 1. For what was said, digits
+        ("94102", and for letters and digits "wo8btx"), by their length; for a plain number of three
+        digits or more, the words that it is read out with. Empty for most turns.
     """
     if not _may_hold_numbers(text):
-        return []
-    forms: dict[str, None] = {}
+        return {}
+    forms: dict[str, float] = {}
     for run in _runs(read(text)):
-        joined = "".join(item.value for item in run)
-        if len(joined) > _MOST or joined.isalpha():
-            continue
-        spoken = [item for item in run if item.spoken or item.kind == "word"]
-        if len(run) > 1 or spoken:
-            forms[joined] = None
+        said = any(item.spoken or item.kind == "word" for item in run)
+        for joined in {"".join(item.value for item in run), _with_letter(run, text)}:
+            if (said or len(run) > 1) and 1 < len(joined) <= _MOST and not joined.isalpha():
+                forms[joined] = max(1.0, _WORTH * len(joined))
         if len(run) > 1:
-            forms.update(dict.fromkeys(item.value for item in spoken if len(item.value) > 1))
-        if not spoken and joined.isdecimal() and len(joined) >= _LEAST_SPELLED:
-            forms.update(dict.fromkeys(_DIGITS[int(digit)] for digit in joined))
-    return list(forms)
+            tens = (item.value for item in run if item.spoken and len(item.value) > 1)
+            forms.update(dict.fromkeys((form for form in tens if form not in forms), 1.0))
+        digits = "".join(item.value for item in run)
+        plain = _PLAIN.fullmatch(text, run[0].start, run[-1].end) is not None
+        if plain and _LEAST_SPELLED <= len(digits) <= _MOST and digits.isdecimal():
+            forms.update(dict.fromkeys((_DIGITS[int(digit)] for digit in digits), 1.0))
+    return forms
+
+
+def _with_letter(run: Sequence[Item], text: str) -> str:
+    """Return a run with an "o" as the letter that it may be, in the midst of letters."""
+    return "".join(
+        "o"
+        if item.value == "0" and text[item.start : item.end].lower().strip(".") == "o"
+        else item.value
+        for item in run
+    )
 
 
 def _may_hold_numbers(text: str) -> bool:

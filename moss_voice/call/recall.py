@@ -230,12 +230,14 @@ class Recall:
     def _terms(self, query: Query) -> dict[int, float]:
         terms = dict.fromkeys(spoken.term_ids(query.text).tolist(), 1.0)
         if self._has("numbers"):
-            for form in other_forms(query.text):
-                terms.update(dict.fromkeys(spoken.term_ids(form).tolist(), 1.0))
+            for form, weight in other_forms(query.text).items():
+                terms.update(dict.fromkeys(spoken.term_ids(form).tolist(), weight))
         return terms
 
     def _turns(self, query: Query, own: F32 | None, search: Prepared | None) -> Pairs:
         gated = self._has("gate") and not query.is_asked and not spoken.asks(query.text)
+        # Who reads out a number may well mean one that was read out before.
+        gated = gated and not other_forms(query.text)
         least = ranking.UNASKED_MIN_SCORE if gated else 0.0
         return self._found(self._session, search, own, query, min_score=least)
 
@@ -249,20 +251,17 @@ class Recall:
             own = index.embedder.embed_query(query.text) if index.embedder is not None else None
         if own is None:
             return self._found(index, asked.search, None, query), None
-        near = knowledge.near(own)
+        before = said.earlier if same and self._has("conversation") else ()
+        near = knowledge.near(ranking.widened(own, before, weight=ranking.GATE_CONVERSATION))
         need = None
         if self._has("gate"):
             need = knowledge.need(near, query.text, asked.terms)
         if need is not None and need < 1.0 and not query.is_asked:
             return [], need
-        vector = own
-        if same and self._has("conversation"):
-            weight = (
-                ranking.CONVERSATION_WEIGHT_IN_FOCUS
-                if asked.in_focus
-                else ranking.CONVERSATION_WEIGHT
-            )
-            vector = ranking.widened(own, said.earlier, weight=weight)
+        weight = (
+            ranking.CONVERSATION_WEIGHT_IN_FOCUS if asked.in_focus else ranking.CONVERSATION_WEIGHT
+        )
+        vector = ranking.widened(own, before, weight=weight)
         checked = own if self._has("topic_change") else None
         least = ranking.FOCUS_NEARNESS * near
         return self._found(index, asked.search, vector, query, own=checked, least=least), need
