@@ -46,7 +46,14 @@ from moss_voice.types import (
     PushIndexResult,
 )
 from moss_voice.withholding import Withholding
-from moss_voice.workers import in_worker, in_writer, submit, submit_after, submit_write
+from moss_voice.workers import (
+    in_worker,
+    in_writer,
+    submit,
+    submit_after,
+    submit_aside,
+    submit_write,
+)
 
 __all__ = ["CallMemory", "Counters"]
 
@@ -600,12 +607,16 @@ class CallMemory:
 
     def _index_one(self, doc: DocumentInfo, written_at: int) -> None:
         embedder = self.session.embedder
+        # While the model runs, the interpreter is free.
+        naming = self._knowledge and submit_aside(
+            self._recalling.named, doc.text, self._said_words
+        )
         if embedder is None or doc.embedding is not None:
             vector = _unit(doc)
         else:
             vector = embedder.embed([doc.text])[0]
         self.session.put([doc], vector[None, :], written_at=[written_at])
-        named = self._recalling.named(doc.text, self._said_words)
+        named = naming.result() if naming else []
         with self._state:
             turn = self._turns[doc.id]
             self._vectors = deque(
