@@ -53,7 +53,7 @@ def once(*forms: str) -> dict[str, float]:
         # a lone digit is a count or an hour
         ("at seven", {}),
         ("i have one question", {}),
-        # a pause ends a number, and so does another word
+        # another word ends a number; a comma, which may be a breath, does not
         ("two to three people", {}),
         ("one two, four or five six", {"124": 1.5, "56": 1.0}),
     ],
