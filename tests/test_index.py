@@ -703,6 +703,28 @@ def test_places_are_those_of_texts_in_order() -> None:
     assert index.places_of([]).rows == {}
 
 
+def test_places_go_by_the_order_in_which_documents_came() -> None:
+    """A document that is replaced has a later row and keeps its place; the rows of a value ascend."""
+    index = Index(DIM)
+
+    def put(**of: str) -> None:
+        index.upsert(batch([Doc(id_, "", (1.0,) * DIM, {"of": at}) for id_, at in of.items()]))
+
+    put(a="Astoria", b="Bristol", c="Astoria", d="Corona")  # rows 0 to 3
+    put(a="Astoria", b="Dorset")  # rows 4 and 5
+    found = index.places_of(["of"]).rows
+    assert {value: rows.tolist() for value, rows in found.items()} == {
+        "Astoria": [2, 4],
+        "Dorset": [5],
+        "Corona": [3],
+    }
+    assert list(found) == ["Astoria", "Dorset", "Corona"]
+    # One that was deleted is new where it comes again.
+    index.delete(["a", "c"])
+    put(c="Astoria")
+    assert list(index.places_of(["of"]).rows) == ["Dorset", "Corona", "Astoria"]
+
+
 def test_places_hold_until_rows_are_swept(monkeypatch: Patch) -> None:
     """What is added later gains nothing and costs the others nothing; after a sweep nobody gains."""
     monkeypatch.setattr("moss_voice.index.SWEEP_ROWS", 4)

@@ -277,19 +277,64 @@ async def test_a_study_that_fails_leaves_what_was_known(caplog: pytest.LogCaptur
 
 
 async def test_the_threshold_is_made_from_the_index_s_own_passages() -> None:
-    """A share of the median of what its passages have among each other, each left out of its own."""
+    """A share of the median of how near its passages come to another, each left out of its own."""
     index = await index_of(passages())
     vectors = index.vectors_of([doc.id for doc in passages()])
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -2.0)
-    own = np.sort(cosines, axis=1)[:, -3:].mean(axis=1)
+    assert cosines.max() < 0.95  # no copies
+    own = cosines.max(axis=1)
     knowledge = Knowledge(index)
     assert knowledge.study().threshold == pytest.approx(0.55 * float(np.median(own)), abs=1e-5)
+    # How near a turn is: its best cosine, not that of several.
     vector = SpokenWords().embed_query("is breakfast served")
-    near = float(np.sort(vectors @ vector)[-3:].mean())
+    near = float((vectors @ vector).max())
     assert knowledge.near(vector) == pytest.approx(near, abs=1e-5)
     need = near / knowledge.study().threshold
     assert knowledge.need(near, "breakfast is served", {}) == pytest.approx(need, abs=1e-4)
+
+
+async def test_copies_of_one_passage_do_not_hide_the_answers_of_the_others() -> None:
+    """Twenty copies and two others: the copies' cosine of 1 is not what a turn is measured by.
+
+    With the copies counted, the least nearness would be 0.55, which a question that shares four of its
+    seven words with a passage of eight (4 / sqrt(56) = 0.53) does not reach.
+    """
+    model = SpokenWords(dim=4096)
+    others = {
+        "pool": "the pool opens at nine on every morning",
+        "gym": "the gym closes at ten on every evening",
+    }
+    docs = [
+        *(DocumentInfo(f"copy{n}", "dogs are welcome and stay for free") for n in range(20)),
+        *(DocumentInfo(id_, text) for id_, text in others.items()),
+    ]
+    knowledge = Knowledge(await index_of(docs, model=model))
+    # Most passages have no other but the two, which share nothing with them.
+    assert knowledge.study().threshold < 0.55 * 0.1
+
+    def need(text: str) -> float:
+        return knowledge.need(knowledge.near(model.embed_query(text)), text, {})
+
+    near = knowledge.near(model.embed_query("tell us please the pool opens at"))
+    assert near == pytest.approx(4 / math.sqrt(7 * 8), abs=0.05)
+    assert need("tell us please the pool opens at") > 1.0
+    assert need("tell us please the gym closes at") > 1.0
+    assert need("my dogs are with me") > 1.0
+    # In a call: both answers are found, first.
+    session = SessionIndex("call", model_id=MODEL, embedder=model, remote=new_remote())
+    call = await CallMemory.open(session, knowledge=[knowledge.index], deadline_ms=60_000)
+    for id_, asked in (("pool", "the pool opens at"), ("gym", "the gym closes at")):
+        assert (await call.context(f"tell us please {asked}")).hits[0].id == id_
+    await call.discard()
+
+
+async def test_an_index_of_copies_alone_is_always_asked() -> None:
+    """Where all passages say the same there is nothing to measure by."""
+    docs = [DocumentInfo(f"copy{n}", "dogs are welcome and stay for free") for n in range(20)]
+    knowledge = Knowledge(await index_of(docs))
+    assert knowledge.study().threshold == -1.0
+    assert knowledge.need(0.0, "anything", {}) == 1.0
 
 
 @pytest.mark.parametrize(

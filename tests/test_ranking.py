@@ -16,6 +16,7 @@ from moss_voice.ranking import (
     CONVERSATION_TURNS,
     DUPLICATE_COSINE,
     DUPLICATE_PENALTY,
+    GATE_COPY,
     GATE_SHARE,
     KEYWORD_UNIT,
     NEIGHBOUR_WEIGHT,
@@ -30,7 +31,6 @@ from moss_voice.ranking import (
     diverse,
     fuse,
     lent,
-    nearness,
     newer,
     threshold,
     to_score,
@@ -478,34 +478,55 @@ def test_choosing_what_differs_is_the_naive_greedy(
 
 
 @pytest.mark.parametrize(
-    ("cosines", "near"),
+    ("nearest", "least"),
     [
-        ((), 0.0),
-        ((0.4,), 0.4),
-        ((0.4, 0.2), 0.3),
-        # the best three, wherever they stand
-        ((0.1, 0.9, -0.5, 0.3, 0.6), 0.6),
-        ((-0.1, -0.2, -0.3, -0.9), -0.2),
+        # of each passage the best cosine: 0.6, 0.8, 0.4; their median is 0.6
+        ([(0.6, 0.1), (-0.5, 0.8), (0.4,)], 0.33),
+        # an even number: half way between the two in the middle
+        ([(0.4,), (0.8, 0.2)], 0.33),
+        # a few odd ones do not move it
+        ([(0.6,), (0.6,), (0.6,), (-0.9,), (0.9,)], 0.33),
+        # a copy is passed over, and what is nearest but for it counts
+        ([(1.0, 0.96, 0.6, 0.2)], 0.33),
+        ([(0.95, 0.6)], 0.33),
+        ([(0.94, 0.6)], 0.517),
+        # one of which all others are copies tells nothing
+        ([(0.99, 1.0), (0.6, 1.0), ()], 0.33),
+        # nor do many of one copied passage decide for the others: each has its best among the rest
+        ([*[(1.0, 1.0, 0.2, 0.1)] * 3, (0.2, 0.2, 0.2, 0.6), (0.1, 0.1, 0.1, 0.6)], 0.11),
+        # passages that are unlike all others
+        ([(-0.2, -0.6)], -0.11),
+        # nothing to measure by: every turn passes
+        ([], -1.0),
+        ([(), ()], -1.0),
+        ([(1.0, 0.97), (0.95,)], -1.0),
     ],
 )
-def test_nearness_is_the_mean_of_the_best_three(cosines: tuple[float, ...], near: float) -> None:
-    """One passage that fits by chance does not make a turn near to an index."""
-    given_cosines = f32(*cosines)
-    assert nearness(given_cosines) == pytest.approx(near)
-    np.testing.assert_array_equal(given_cosines, f32(*cosines))
-
-
-@pytest.mark.parametrize(
-    ("nearnesses", "least"),
-    [((0.6,), 0.33), ((0.1, 0.8, 0.6), 0.33), ((0.4, 0.8), 0.33), ((), -1.0)],
-)
-def test_the_threshold_is_a_share_of_the_median(
-    nearnesses: tuple[float, ...], least: float
+def test_the_threshold_is_a_share_of_the_median_of_what_is_nearest_but_copies(
+    nearest: list[tuple[float, ...]], least: float
 ) -> None:
-    """A few odd passages do not move it; an index without passages lets every turn pass."""
-    assert GATE_SHARE == 0.55
-    assert threshold(nearnesses) == pytest.approx(least)
-    assert threshold(iter(nearnesses)) == pytest.approx(least)
+    """0.55 of the median of the best cosines below 0.95; of any iterable; nothing given changes."""
+    assert (GATE_SHARE, GATE_COPY) == (0.55, 0.95)
+    # 0.95 in float32 is a little above or below it: what is meant is "as near as GATE_COPY".
+    rows = [np.where(f32(*row) == f32(0.95), f32(0.9501), f32(*row)) for row in nearest]
+    before = [row.copy() for row in rows]
+    assert threshold(rows) == pytest.approx(least, abs=1e-6)
+    assert threshold(iter(rows)) == pytest.approx(least, abs=1e-6)
+    for now, then in zip(rows, before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@given(st.lists(st.lists(st.floats(-1, 1, width=32), max_size=6), max_size=6))
+def test_the_threshold_is_the_naive_one(nearest: list[list[float]]) -> None:
+    """Sorted by hand; never above what a passage that is no copy can have."""
+    best_ones = sorted(
+        max(fit) for row in nearest if (fit := [x for x in row if np.float32(x) < np.float32(0.95)])
+    )
+    n = len(best_ones)
+    expected = 0.55 * (best_ones[n // 2] + best_ones[(n - 1) // 2]) / 2 if n else -1.0
+    found = threshold([f32(*row) for row in nearest])
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert -1.0 <= found < 0.55 * 0.95 + 1e-6
 
 
 # --- parts -----------------------------------------------------------------------------------------

@@ -201,10 +201,11 @@ SCENES = [
         },
         options={"without": ["neighbours", "recency"]},
     ),
-    # Nothing that the knowledge is about.
+    # Nothing that the knowledge is about: "my" of four words and of six, a cosine of 0.20, where the
+    # passages come within 0.62 to 0.67 of each other and a turn must within 0.35.
     Scene(
         "gate",
-        "my brother is away",
+        "my brother moved away",
         [],
         ["breakfast"],
         knowledge={
@@ -337,6 +338,38 @@ async def test_small_talk_brings_no_passages_but_turns() -> None:
     await call.discard()
 
 
+@pytest.mark.parametrize(
+    ("before", "without", "passes"),
+    [
+        ("breakfast is served from seven to ten", (), True),
+        # not after a dialogue about something else, nor where nothing was said
+        ("my brother moved away last summer", (), False),
+        ("", (), False),
+        # nor where the conversation is left out
+        ("breakfast is served from seven to ten", ("conversation",), False),
+    ],
+)
+async def test_a_follow_up_passes_the_gate_for_what_was_said_before(
+    before: str, without: Sequence[str], passes: bool
+) -> None:
+    """A turn that is not near enough by itself needs the knowledge after a dialogue about it.
+
+    The best cosines of the four passages are 6 / sqrt(70) twice, 5 / 7 and 6 / sqrt(80): 0.55 of their
+    median is 0.394. The turn has two of its five words in a passage of seven, 2 / sqrt(35) = 0.338, and
+    asks nothing. With a tenth of a turn that says what the passage says it has
+    (0.338 + 0.1) / sqrt(1 + 0.01 + 0.2 * 0.338) = 0.422; with a tenth of one unlike it, 0.336.
+    """
+    model = SpokenWords(dim=4096)
+    faq = await index_of([DocumentInfo(id_, text) for id_, text in RULES.items()], model=model)
+    call = await open_call(model, [faq], without=without)
+    seen = [await call.heard(text) for text in (before,) if text]
+    context = await call.context("and to seven on sundays", visible=[turn for turn in seen if turn])
+    assert context.need is not None
+    assert (context.need >= 1.0) == passes
+    assert bool(context.hits) == passes
+    await call.discard()
+
+
 async def test_the_agent_s_own_search_passes_the_gate() -> None:
     """What an agent looks up for itself is looked up, however far it is from the passages."""
     model = SpokenWords()
@@ -371,6 +404,22 @@ async def test_a_statement_brings_only_turns_that_are_near() -> None:
         await ungated.heard("one moment", speaker="agent")
     assert await found(statement, ungated) == {far, near}
     await ungated.discard()
+
+
+async def test_a_turn_that_reads_out_a_number_recalls_it() -> None:
+    """It asks nothing and shares no word with it, a score of 0.5; a statement that shares one is held back.
+
+    "the" of three words and of six: a cosine of 1 / sqrt(18) = 0.24, a score of 0.62, and 0.65 is needed.
+    """
+    model = SpokenWords(dim=4096)
+    said = "my account has the number 4471902"
+    call = await open_call(model)
+    await call.heard(said)
+    await call.heard("one moment", speaker="agent")
+    read_out = "four four seven one nine oh two"
+    for asked, found in ((read_out, {said}), ("the weather turned", set())):
+        assert {hit.text for hit in (await call.context(asked)).hits} & {said} == found
+    await call.discard()
 
 
 async def test_the_need_is_told() -> None:
@@ -498,6 +547,104 @@ async def test_what_was_named_before_the_name_was_known_is_in_focus() -> None:
     assert hits[0].id == "oberon"
     assert hits[0].parts.focus == pytest.approx(0.5)
     await call.discard()
+
+
+async def test_a_turn_that_is_corrected_while_it_is_read_again_keeps_its_new_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the turn said before it was corrected is not noted after what it says now.
+
+    An index that changed has every turn read again. Here the correction comes while that goes on, once
+    the old text was taken and before what it names is noted; it is heard to its end in between.
+    """
+    model = SpokenWords()
+    faq = await houses(model)
+    call = await open_call(model, [faq], focus=["entity"])
+    await call.heard("i am at the Hilton Inn", id="t1")
+    await call.heard("and my friend at the Astoria", id="t2")
+    assert call.about == ["Astoria", "Hilton Inn"]
+
+    find, loop, corrected = Names.find, asyncio.get_running_loop(), False
+
+    def corrects(
+        self: Names[Any], words: Sequence[str], *, before: Collection[str] = ()
+    ) -> list[Named]:
+        nonlocal corrected
+        found = find(self, words, before=before)
+        if "Hilton Inn" in [named.value for named in found] and not corrected:
+            corrected = True
+            hearing = call.heard("i am at the Grand Hotel", id="t1")
+            asyncio.run_coroutine_threadsafe(hearing, loop).result(20.0)
+        return found
+
+    known = call._recalling.revisions
+    await faq.add_docs([DocumentInfo("o", "wifi rules apply", {"entity": "Oberon Court"})])
+    for _ in range(2000):
+        if call._recalling.revisions != known:
+            break
+        await asyncio.sleep(0.005)
+    assert call._recalling.revisions != known
+    with monkeypatch.context() as patch:
+        patch.setattr(Names, "find", corrects)
+        await asyncio.to_thread(call._reread)
+    assert corrected
+    assert call.about == ["Astoria", "Grand Hotel"]
+    # Nor later: it was read again, and once is enough.
+    await call.search_knowledge("wifi rules")
+    assert call.about == ["Astoria", "Grand Hotel"]
+    await call.discard()
+
+
+async def resumed(model: SpokenWords, faq: SessionIndex, *texts: str) -> CallMemory:
+    """Return a call that is taken up where these turns were said in it by another agent."""
+    session = call_session(model)
+    before = await CallMemory.open(session, deadline_ms=LONG_MS)
+    for n, text in enumerate(texts):
+        await before.heard(text, id=f"t{n}")
+    return await CallMemory.open(
+        session, knowledge=[faq], focus=["entity"], deadline_ms=LONG_MS, min_score=0.0
+    )
+
+
+async def test_a_call_that_is_taken_up_knows_what_it_is_about() -> None:
+    """The names in the turns that it resumes are in focus at once."""
+    model = SpokenWords()
+    call = await resumed(model, await houses(model), "i am at the Hilton Inn", "thank you so much")
+    assert call.about == ["Hilton Inn"]
+    await call.discard()
+
+
+async def test_a_call_opens_where_names_cannot_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault in reading the turns that it resumes costs the call no more than those names."""
+    model = SpokenWords()
+    faq = await houses(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(Names, "find", _fails)
+        call = await resumed(model, faq, "i am at the Hilton Inn")
+    assert call.about == []
+    await call.heard("and my friend at the Astoria")
+    assert call.about[0] == "Astoria"
+    assert (await call.context("what are the wifi rules")).outcome == "ok"
+    await call.discard()
+
+
+@pytest.mark.xfail(strict=True, reason="_reread notes the revision before it has read the turns")
+async def test_turns_that_could_not_be_read_at_first_are_read_before_the_first_recall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What failed as the call was opened is done again: the names that it resumes are in focus then."""
+    model = SpokenWords()
+    faq = await houses(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(Names, "find", _fails)
+        call = await resumed(model, faq, "i am at the Hilton Inn")
+    hits = await call.search_knowledge("wifi rules")
+    assert (hits[0].id, call.about) == ("Hilton Inn/wifi", ["Hilton Inn"])
+    await call.discard()
+
+
+def _fails(self: Names[Any], words: Sequence[str], *, before: Collection[str] = ()) -> list[Named]:
+    raise RuntimeError("cannot find zanzibar")
 
 
 async def test_a_word_counts_by_where_it_is_looked_for() -> None:
@@ -676,13 +823,8 @@ async def test_names_that_cannot_be_found_cost_no_turn(
     model = SpokenWords()
     call = await open_call(model, [await houses(model)], focus=["entity"])
 
-    def fails(
-        self: Names[Any], words: Sequence[str], *, before: Collection[str] = ()
-    ) -> list[Named]:
-        raise RuntimeError("cannot find zanzibar")
-
     with monkeypatch.context() as patch:
-        patch.setattr(Names, "find", fails)
+        patch.setattr(Names, "find", _fails)
         turn = await call.heard("i am at the Hilton Inn")
         await call.heard("one moment", speaker="agent")
         context = await call.context("what are the wifi rules")
