@@ -172,6 +172,7 @@ class Prepared(NamedTuple):
         scores: (w,) float32 BM25 scores of those.
         rows: (r,) int64, ascending: candidates so far. None where every row is scored.
         vectors: (r, dim) float32, theirs.
+        keyword: (r,) float32, their BM25 scores, or those of all rows.
         gains: Positions among the candidates that gain something, by group, the least gain first.
         wanted: How many more a graph is asked for; 0 where it need not be.
         order: The living rows in the order of insertion, where that counts.
@@ -184,6 +185,7 @@ class Prepared(NamedTuple):
     scores: F32
     rows: I64 | None
     vectors: F32 | None
+    keyword: F32
     gains: Sequence[tuple[I64, float]]
     wanted: int
     manner: Manner
@@ -233,8 +235,20 @@ def prepare(
         for members, weight in boosted
     ]
     order = _in_order(scope) if of_turns else _NO_ROWS
+    keyword = _keywords_of(rows, scores, candidates, scope.n_rows)
     return Prepared(
-        scope, allowed, n_allowed, rows, scores, candidates, vectors, gains, wanted, manner, order
+        scope,
+        allowed,
+        n_allowed,
+        rows,
+        scores,
+        candidates,
+        vectors,
+        keyword,
+        gains,
+        wanted,
+        manner,
+        order,
     )
 
 
@@ -268,7 +282,9 @@ def rank(
     if alpha == 0.0 or vector is None:
         return _by_words(search, top_k, min_score)
     rows, dense = _scored(search, vector, top_k)
-    keyword = _keywords_of(search, rows, dense.size)
+    keyword = search.keyword
+    if rows is not search.rows:
+        keyword = _keywords_of(search.words, search.scores, rows, scope.n_rows)
     fused = fuse(dense, keyword, alpha=alpha, keyword_weight=manner.keyword_weight)
     score = to_score(dense)
     focus = _focus(search, rows, own, least, dense.size)
@@ -371,15 +387,17 @@ def _scored(search: Prepared, vector: F32, top_k: int) -> tuple[I64 | None, F32]
     return np.concatenate([rows, near]), np.concatenate([dense, scope.vectors.dot(vector, near)])
 
 
-def _keywords_of(search: Prepared, rows: I64 | None, size: int) -> F32:
-    keyword = np.zeros(size, np.float32)
-    words = search.words
+def _keywords_of(words: I64, scores: F32, rows: I64 | None, n_rows: int) -> F32:
+    """Return the keyword scores of some rows, or of all, given those of the rows that share a word."""
     if rows is None:
-        keyword[words] = search.scores
+        keyword = np.zeros(n_rows, np.float32)
+        keyword[words] = scores
     elif words.size:
         # Look the candidates up among the rows that share a word, which ascend.
         at = np.minimum(np.searchsorted(words, rows), words.size - 1)
-        np.copyto(keyword, search.scores[at], where=words[at] == rows)
+        keyword = np.where(words[at] == rows, scores[at], np.float32(0.0))
+    else:
+        keyword = np.zeros(rows.size, np.float32)
     return keyword
 
 

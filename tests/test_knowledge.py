@@ -218,8 +218,9 @@ async def test_a_call_waits_for_the_study_of_a_small_index_alone(
     knowledge = Knowledge(index)
     if not at_once:
         index.free.clear()
-    knowledge.prepare()
+    assert knowledge.prepare() == at_once
     if not at_once:
+        knowledge.begin()
         assert knowledge.known().fields == ()
         assert knowledge.need(0.0, "anything", {}) == 1.0
         assert knowledge.near(SpokenWords().embed_query("breakfast")) == 0.0

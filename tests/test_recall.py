@@ -549,52 +549,6 @@ async def test_what_was_named_before_the_name_was_known_is_in_focus() -> None:
     await call.discard()
 
 
-async def test_a_turn_that_is_corrected_while_it_is_read_again_keeps_its_new_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What the turn said before it was corrected is not noted after what it says now.
-
-    An index that changed has every turn read again. Here the correction comes while that goes on, once
-    the old text was taken and before what it names is noted; it is heard to its end in between.
-    """
-    model = SpokenWords()
-    faq = await houses(model)
-    call = await open_call(model, [faq], focus=["entity"])
-    await call.heard("i am at the Hilton Inn", id="t1")
-    await call.heard("and my friend at the Astoria", id="t2")
-    assert call.about == ["Astoria", "Hilton Inn"]
-
-    find, loop, corrected = Names.find, asyncio.get_running_loop(), False
-
-    def corrects(
-        self: Names[Any], words: Sequence[str], *, before: Collection[str] = ()
-    ) -> list[Named]:
-        nonlocal corrected
-        found = find(self, words, before=before)
-        if "Hilton Inn" in [named.value for named in found] and not corrected:
-            corrected = True
-            hearing = call.heard("i am at the Grand Hotel", id="t1")
-            asyncio.run_coroutine_threadsafe(hearing, loop).result(20.0)
-        return found
-
-    known = call._recalling.revisions
-    await faq.add_docs([DocumentInfo("o", "wifi rules apply", {"entity": "Oberon Court"})])
-    for _ in range(2000):
-        if call._recalling.revisions != known:
-            break
-        await asyncio.sleep(0.005)
-    assert call._recalling.revisions != known
-    with monkeypatch.context() as patch:
-        patch.setattr(Names, "find", corrects)
-        await asyncio.to_thread(call._reread)
-    assert corrected
-    assert call.about == ["Astoria", "Grand Hotel"]
-    # Nor later: it was read again, and once is enough.
-    await call.search_knowledge("wifi rules")
-    assert call.about == ["Astoria", "Grand Hotel"]
-    await call.discard()
-
-
 async def resumed(model: SpokenWords, faq: SessionIndex, *texts: str) -> CallMemory:
     """Return a call that is taken up where these turns were said in it by another agent."""
     session = call_session(model)
@@ -621,14 +575,13 @@ async def test_a_call_opens_where_names_cannot_be_found(monkeypatch: pytest.Monk
     with monkeypatch.context() as patch:
         patch.setattr(Names, "find", _fails)
         call = await resumed(model, faq, "i am at the Hilton Inn")
-    assert call.about == []
+        assert call.about == []
     await call.heard("and my friend at the Astoria")
-    assert call.about[0] == "Astoria"
+    assert call.about == ["Astoria", "Hilton Inn"]
     assert (await call.context("what are the wifi rules")).outcome == "ok"
     await call.discard()
 
 
-@pytest.mark.xfail(strict=True, reason="_reread notes the revision before it has read the turns")
 async def test_turns_that_could_not_be_read_at_first_are_read_before_the_first_recall(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -22,9 +22,9 @@ from benchmarks.load.process import Row, answer, fresh, latency
 from benchmarks.run import BUNDLED, client_in, milliseconds, settled
 from moss_voice import Hit, MossClient, ranking
 from moss_voice.call.context import passage_source, render
-from moss_voice.call.focus import Focus, merged, weights
+from moss_voice.call.focus import TURNS, merged, weights
 from moss_voice.call.memory import MIN_SCORE
-from moss_voice.call.names import Names
+from moss_voice.call.names import Named, Names
 from moss_voice.embedding import OnnxEmbedder
 from moss_voice.index import Batch, Index, encode_document
 from moss_voice.models import CUSTOM_MODEL, DEFAULT_MODEL
@@ -155,13 +155,11 @@ async def parts(vectors: str, n: int, texts: int) -> Row:
     embedder = OnnxEmbedder.load(BUNDLED, model_id=DEFAULT_MODEL, cache_texts=0)
     rng = np.random.default_rng(7)
     clock = _Clock()
-    focus = Focus()
+    earlier: list[list[Named]] = []
     manner = Manner(near_duplicates=True)
     _, some = index.sample(ranking.GATE_SAMPLE)
     sample = Vectors(some.shape[1], base=[some])
-    for number, (text, terms) in enumerate(
-        _conversation([turn.text for turn in spoken_turns()[:texts]])
-    ):
+    for text, terms in _conversation([turn.text for turn in spoken_turns()[:texts]]):
         vector = embedder.embed_query(text)
         with clock("a hop to a worker and back"):
             await in_worker(int)
@@ -173,8 +171,8 @@ async def parts(vectors: str, n: int, texts: int) -> Row:
             found = index.words(terms)
         with clock("focus: names and boosts"):
             named = names.find(words(text))
-            boost = weights(merged(named, focus.recent()))
-        focus.heard(str(number), named)
+            boost = weights(merged([named, *earlier]))
+        earlier = [named, *earlier][:TURNS]
         with clock("gate: nearness to a sample"):
             sample.scan(vector, n_rows=sample.n_rows).max()
         with clock("graph: candidates"):

@@ -121,21 +121,32 @@ class Knowledge:
     def known(self) -> _Study:
         """Return what is known of the index by now, which is nothing at first; never waits.
 
-        Where nobody has studied it, or it has changed since, a study begins beside this.
+        Where it has changed since it was studied, a new study begins beside this.
         """
+        study = self._shared.study
+        if study is None:
+            return _NOTHING_KNOWN
+        if study.revision != self.index.revision:
+            self.begin()
+        return study
+
+    def begin(self) -> None:
+        """Begin to study the index on another thread, unless somebody does or nothing has changed."""
         shared = self._shared
         study = shared.study
         if (study is None or study.revision != self.index.revision) and not shared.due:
             shared.due = True
             submit(self._study_again)
-        return study or _NOTHING_KNOWN
 
-    def prepare(self) -> None:
-        """Study a small index; begin to study a large one. Never raises."""
-        if self.index.doc_count > _STUDIED_AT_ONCE:
-            self.known()
-        elif self._shared.study is None:
+    def prepare(self) -> bool:
+        """Study a small index, if nobody has. Never raises.
+
+        Returns:
+            False where it is large, and `begin` is to be called once the caller has been answered.
+        """
+        if self._shared.study is None and self.index.doc_count <= _STUDIED_AT_ONCE:
             self._study_again()
+        return self._shared.study is not None
 
     def _study_again(self) -> None:
         shared, revision = self._shared, self.index.revision

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from moss_voice import ranking
 from moss_voice import text as spoken
 from moss_voice.call.context import MAX_TOKENS, passage_source, render, turn_source
-from moss_voice.call.focus import Focus
+from moss_voice.call.focus import TURNS
 from moss_voice.call.journal import Delete, Journal, Pushed, Put
 from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.recall import Found, Pairs, Query, Recall, Said
@@ -51,7 +51,6 @@ from moss_voice.workers import (
     in_writer,
     submit,
     submit_after,
-    submit_aside,
     submit_write,
 )
 
@@ -72,8 +71,10 @@ _KEPT_INTERIMS = 8
 # Found for an interim beyond what is shown, for those that turn out to be visible to the LLM.
 _SPARE_HITS = 8
 _KEPT_ANSWERS = 4
-# How far back a call is read again for what it was about, once names are known.
-_READ_AGAIN = 32
+# When a call begins to study a large index that nobody has loaded ahead.
+_STUDY_AFTER_S = 0.3
+# How many turns are looked through for the last ones that are no fillers.
+_LOOKED_BACK = 2 * TURNS
 _PUSH_PAUSES_S = (0.2, 0.5, 1.0)
 
 
@@ -193,9 +194,7 @@ class CallMemory:
         self._fillers: set[str] = set()
         self._last_number = 0
         self._vectors: deque[tuple[str, F32]] = deque(maxlen=ranking.CONVERSATION_TURNS + 1)
-        self._focus = Focus()
         self._said_words: set[str] = set()
-        self._read_with: tuple[int, ...] = ()
         self._unindexed: dict[str, tuple[DocumentInfo, int]] = {}
         self._interims: OrderedDict[str, Future[_Foreseen]] = OrderedDict()
         self._next_interim: str | None = None
@@ -228,6 +227,10 @@ class CallMemory:
         """Take up a call, with the turns that its session resumed and the names worth a focus."""
         self = cls(session, knowledge=knowledge, journal=journal, focus=focus, **options)  # type: ignore[arg-type]
         await in_worker(self._prepare)
+        for known in self._knowledge:
+            if not known.prepare():
+                # Not now: a first answer may be on its way, and the names can wait until it is there.
+                asyncio.get_running_loop().call_later(_STUDY_AFTER_S, known.begin)
         return self
 
     def _prepare(self) -> None:
@@ -242,30 +245,9 @@ class CallMemory:
         said = [turn for turn in self._turns.values() if not turn.filler]
         recent = [turn.id for turn in said[-ranking.CONVERSATION_TURNS - 1 :]]
         self._vectors.extend(zip(recent, self.session.vectors_of(recent), strict=True))
-        with contextlib.suppress(Exception):  # it is done again before the first recall
-            self._reread()
         # The first turn of a call shall not wait for what every first run sets up.
         if self.session.embedder is not None:
             self.session.embedder.embed_query("hello")
-
-    def _reread(self) -> None:
-        """Find the names in the last turns, where they were heard before the names were known."""
-        revisions = self._recalling.revisions
-        with self._state:
-            if revisions == self._read_with:
-                return
-            self._read_with = revisions
-            said = [turn for turn in self._turns.values() if not turn.filler][-_READ_AGAIN:]
-        named = {turn: self._recalling.named(turn.words, self._said_words) for turn in said}
-        with self._state:
-            # One that was corrected meanwhile has been read since.
-            same = {
-                turn.id: values
-                for turn, values in named.items()
-                if self._turns.get(turn.id) is turn
-            }
-            self._focus.read_again(same, self._turns)
-            self._revision += 1
 
     def __repr__(self) -> str:
         state = "ended" if self._end is not None else "live"
@@ -303,7 +285,13 @@ class CallMemory:
     def about(self) -> list[str]:
         """What the call is about: the values in focus, newest first; empty where nothing was named."""
         with self._state:
-            return [named.value for named in self._focus.recent()]
+            turns = [turn.words for turn in islice(reversed(self._turns.values()), TURNS)]
+        try:
+            named = self._recalling.about(turns, self._said_words)
+        except Exception as error:  # noqa: BLE001 - the host must not hear of it
+            logger.error("call %r: no names (%s)", self.name, type(error).__name__)
+            return []
+        return [each.value for each in named]
 
     # --- hearing -----------------------------------------------------------------------------------
 
@@ -380,7 +368,7 @@ class CallMemory:
         assert self._last_kept is not None  # noqa: S101 - just set
         # A host that cancels its own task at hang-up does not cancel this with it.
         flushing = await _settled(self._last_kept)
-        if flushing is not None:
+        if flushing is not None and not flushing.done():
             await _done(flushing)
         return turn_id
 
@@ -607,16 +595,11 @@ class CallMemory:
 
     def _index_one(self, doc: DocumentInfo, written_at: int) -> None:
         embedder = self.session.embedder
-        # While the model runs, the interpreter is free.
-        naming = self._knowledge and submit_aside(
-            self._recalling.named, doc.text, self._said_words
-        )
         if embedder is None or doc.embedding is not None:
             vector = _unit(doc)
         else:
             vector = embedder.embed([doc.text])[0]
         self.session.put([doc], vector[None, :], written_at=[written_at])
-        named = naming.result() if naming else []
         with self._state:
             turn = self._turns[doc.id]
             self._vectors = deque(
@@ -625,7 +608,6 @@ class CallMemory:
             )
             if not turn.filler:
                 self._vectors.append((doc.id, vector))
-            self._focus.heard(doc.id, named)
             self._changed(doc.id)
 
     def hearing(self, partial: str) -> None:
@@ -853,16 +835,15 @@ class CallMemory:
 
     def _said(self, query: Query) -> Said:
         """Return the call as it is, seen from a query."""
-        self._reread()
         with self._state:
             current = self._current(query.words) if query.is_turn else set()
             turns = reversed(self._turns.values())
-            said = (t for t in turns if not t.filler and t.id not in current)
+            said = [t for t in islice(turns, _LOOKED_BACK) if not t.filler and t.id not in current]
             return Said(
                 query.visible | current | self._fillers,
                 [old for id_, old in self._vectors if id_ not in current],
-                [turn.terms for turn in islice(said, ranking.CONVERSATION_TURNS)],
-                self._focus.recent(without=current),
+                [turn.terms for turn in said[: ranking.CONVERSATION_TURNS]],
+                [turn.words for turn in said[:TURNS]],
                 self._said_words,
             )
 

@@ -84,14 +84,19 @@ def _runs(items: Sequence[Item]) -> Iterator[list[Item]]:
         if is_code:
             part: list[Item] = []
             for item in run:
-                if part and item.gap == Gap.BREAK:
+                if part and (item.gap == Gap.BREAK or _is_apart(item)):
                     yield part
                     part = []
                 part.append(item)
             yield part
 
 
+def _is_apart(item: Item) -> bool:
+    """Whether a written number after a comma is one of its own: "rooms 104, 105"."""
+    return item.gap == Gap.COMMA and not item.spoken and len(item.value) > 2
+
+
 def _is_code(item: Item) -> bool:
-    if item.kind in {"number", "amount"}:
+    if item.kind == "number":
         return True
     return item.kind == "word" and len(item.value) == 1 and item.value not in {"i", "a"}

@@ -29,6 +29,9 @@ from moss_voice.workers import submit_aside
 __all__ = ["Found", "Query", "Recall", "Said"]
 
 F32 = npt.NDArray[np.float32]
+# Of how many turns it is kept what they name.
+_NAMED_TURNS = 256
+
 Pairs = list[tuple[SessionIndex, Match]]
 Model = Callable[[], F32]
 
@@ -62,14 +65,14 @@ class Said(NamedTuple):
         left_out: Turns that must not be found, those among them that the query was said in.
         earlier: Unit vectors of the turns before it, the latest last.
         recent: The term ids of the turns before it, the latest first.
-        named: What was named before it, the latest first.
+        turns: The words of turns before it, squashed, the latest first.
         words: The words said so far.
     """
 
     left_out: Collection[str]
     earlier: Sequence[F32]
     recent: Sequence[Sequence[int]]
-    named: Sequence[Named]
+    turns: Sequence[str]
     words: Collection[str]
 
 
@@ -119,6 +122,9 @@ class Recall:
         self._alpha = alpha
         self._min_score = min_score
         self._without = without
+        # What turns name, by their words: asked for again and again while a call goes on.
+        self._named: dict[str, list[Named]] = {}
+        self._named_with: tuple[int, ...] = ()
         self._of_turns = Manner(
             keyword_weight=ranking.KEYWORDS_OF_TURNS,
             neighbours=self._has("neighbours"),
@@ -135,23 +141,26 @@ class Recall:
     def _has(self, part: Part) -> bool:
         return part not in self._without
 
-    def named(self, text: str, before: Collection[str]) -> list[Named]:
-        """Return the names that a turn names, of all knowledge.
+    def about(self, turns: Sequence[str], before: Collection[str]) -> list[Named]:
+        """Return what some turns name, of all knowledge, newest first.
 
         Args:
-            text: The turn.
+            turns: Their words, squashed, the latest first.
             before: The words said in the call so far.
         """
-        if not self._has("focus"):
+        known = [each.known() for each in self._knowledge if self._has("focus")]
+        names = [study.names for study in known if len(study.names)]
+        if not names:
             return []
-        words = spoken.words(text)
-        names = (each.known().names for each in self._knowledge)
-        return [named for each in names if len(each) for named in each.find(words, before=before)]
-
-    @property
-    def revisions(self) -> tuple[int, ...]:
-        """Of what is known of the knowledge: other numbers where other names may be found."""
-        return tuple(each.known().revision for each in self._knowledge)
+        revisions = tuple(study.revision for study in known)
+        if revisions != self._named_with or len(self._named) > _NAMED_TURNS:
+            self._named, self._named_with = {}, revisions
+        found = self._named
+        for words in turns:
+            if words not in found:
+                said = words.split()
+                found[words] = [named for each in names for named in each.find(said, before=before)]
+        return merged(found[words] for words in turns)
 
     def search(self, query: Query, said: Said, model: Model | None) -> Found:
         """Search everything; what needs no vector is done while the model runs.
@@ -183,7 +192,7 @@ class Recall:
 
     def _prepare(self, query: Query, said: Said) -> tuple[Prepared | None, list[_Asked]]:
         terms = self._terms(query)
-        recent = merged(self.named(query.text, said.words), said.named)
+        recent = self.about([query.words, *said.turns], said.words)
         asked = [
             self._prepare_passages(each, query, said, terms, recent) for each in self._knowledge
         ]
@@ -237,7 +246,7 @@ class Recall:
     def _turns(self, query: Query, own: F32 | None, search: Prepared | None) -> Pairs:
         gated = self._has("gate") and not query.is_asked and not spoken.asks(query.text)
         # Who reads out a number may well mean one that was read out before.
-        gated = gated and not other_forms(query.text)
+        gated = gated and not (self._has("numbers") and other_forms(query.text))
         least = ranking.UNASKED_MIN_SCORE if gated else 0.0
         return self._found(self._session, search, own, query, min_score=least)
 
