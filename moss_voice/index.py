@@ -205,6 +205,7 @@ class _Generation(NamedTuple):
             matter.documents,
             matter.ordinals.view(self.n_rows),
             self.alive,
+            self.n_alive,
             self.n_rows,
             self.graph,
             matter,

@@ -7,6 +7,7 @@ makes them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, get_args
 
@@ -27,7 +28,6 @@ __all__ = [
     "KEYWORDS_OF_TURNS",
     "KEYWORD_DECAY",
     "KEYWORD_DECAY_IN_FOCUS",
-    "KEYWORD_UNIT",
     "PARTS",
     "Part",
     "best",
@@ -35,6 +35,7 @@ __all__ = [
     "decayed",
     "diverse",
     "fuse",
+    "keyword_unit",
     "lent",
     "newer",
     "threshold",
@@ -64,16 +65,12 @@ PARTS: Final[tuple[Part, ...]] = get_args(Part)
 DEFAULT_TOP_K: Final = 5
 DEFAULT_ALPHA: Final = 0.8
 
-# The BM25 score that counts as much as a cosine of 1 where alpha is 0.5. A fixed unit and not the
-# query's best score: "okay great thanks" must not lift whatever passage holds one of its words to the
-# top. At alpha 0.8, Banking77 R@1 is .794 with it and .761 with the best score.
-KEYWORD_UNIT: Final = 7.5
-# A turn is found by its words more than a passage is (QMSum), a passage by those of the conversation
-# more than by a lone question's; once it is known which thing the caller means, the words about it say
-# less (DSTC11: R@1 .71 against .68).
-KEYWORDS_OF_TURNS: Final = 1.6
-KEYWORDS_IN_CONVERSATION: Final = 1.3
-KEYWORDS_IN_FOCUS: Final = 0.8
+# How much more than in a plain query a word counts; see `keyword_unit`. A turn is found by its words
+# more than a passage is (QMSum), a passage by those of the conversation more than by a lone question's;
+# once it is known which thing the caller means, the words about it say less (DSTC11: R@1 .71 against .68).
+KEYWORDS_OF_TURNS: Final = 1.2
+KEYWORDS_IN_CONVERSATION: Final = 1.6
+KEYWORDS_IN_FOCUS: Final = 1.0
 
 # The mean of the previous three turns' vectors, beside the turn's own. It stands in for the name of
 # what the call is about: where that is known it mostly blurs (DSTC11 R@1 .61 with 0.8, .70 with 0.3).
@@ -94,8 +91,10 @@ FOCUS_NEARNESS: Final = 0.45
 # The share of its score that a turn lends to the one before and the one after: 0.2 to 0.3 are as good
 # as each other on QMSum, 0.3 won on LoCoMo (design, section 5).
 NEIGHBOUR_WEIGHT: Final = 0.25
-# What the last turn of the call gains on the first: decides between turns that are equally good.
+# What the last turn of a call gains on the first: decides between turns that are equally good (QMSum hit@1
+# .42 to .44). In a call shorter than this all turns are recent, and it is less by as much.
 RECENCY_WEIGHT: Final = 0.03
+RECENCY_TURNS: Final = 128
 # Taken from turns close to one that is chosen: they are of one passage of talk, and other such passages
 # should be heard too (QMSum hit@5 .73 to .76, hit@10 .84 to .86). Up to four turns away, but no more
 # than a 32nd of the call: in a short one everything is close. The turn right after stays as it is: it
@@ -121,8 +120,8 @@ GATE_ASKS: Final = 0.1
 GATE_CONVERSATION: Final = 0.1
 # Passages nearer than this to each other say the same, and tell nothing of how near a question comes.
 GATE_COPY: Final = 0.95
-# So does one whose words the index has: a best BM25 score of as much as the logarithm of its size, which
-# is what a word or two are worth that only few passages have ("flashing orange").
+# So does one whose words the index has: a best BM25 score of one `keyword_unit`, which is what a word or
+# two are worth that only few passages have ("flashing orange").
 GATE_WORDS: Final = 1.0
 # A turn that asks nothing needs no earlier turn either unless that one says much the same: a cosine of
 # 0.3. By eye, on the demo call; no data here tells which earlier turns a statement needs.
@@ -147,6 +146,17 @@ def check_parts(names: Iterable[str]) -> frozenset[Part]:
     return frozenset(known[name] for name in given)
 
 
+def keyword_unit(n_docs: int) -> float:
+    """Return the BM25 score that counts as much as a cosine of 1 where alpha is 0.5.
+
+    It is `ln(1 + n_docs)`, about what a word has that one document alone holds: BM25's scores grow with
+    the logarithm of their index, and a call begins with a handful of turns. Not the query's best score:
+    "okay great thanks" must not lift whatever passage holds one of its words to the top (Banking77 R@1
+    .79 with this, .76 with the best score).
+    """
+    return math.log1p(n_docs) if n_docs > 0 else 1.0
+
+
 def fuse(dense: F32, keyword: F32, *, alpha: float, keyword_weight: float = 1.0) -> F32:
     """Mix meaning and keywords by adding scores.
 
@@ -157,10 +167,10 @@ def fuse(dense: F32, keyword: F32, *, alpha: float, keyword_weight: float = 1.0)
         dense: (n,) float32 cosines in [-1, 1].
         keyword: (n,) float32 BM25 scores >= 0.
         alpha: 1 counts meaning alone, 0 keywords alone.
-        keyword_weight: How much more than usual a word counts.
+        keyword_weight: What a BM25 score of 1 counts, a cosine of 1 being 1.
 
     Returns:
-        (n,) float32: `alpha * dense + (1 - alpha) * keyword_weight * keyword / KEYWORD_UNIT`.
+        (n,) float32: `alpha * dense + (1 - alpha) * keyword_weight * keyword`.
 
     Raises:
         ValueError: If `alpha` is outside [0, 1] or the shapes differ.
@@ -171,7 +181,7 @@ def fuse(dense: F32, keyword: F32, *, alpha: float, keyword_weight: float = 1.0)
         raise ValueError(f"expected equal shapes, got {dense.shape} and {keyword.shape}")
     fused: F32 = np.float32(alpha) * dense
     if alpha < 1.0:
-        fused += np.float32((1.0 - alpha) * keyword_weight / KEYWORD_UNIT) * keyword
+        fused += np.float32((1.0 - alpha) * keyword_weight) * keyword
     return fused
 
 
@@ -250,7 +260,8 @@ def lent(scores: F32, *, weight: float = NEIGHBOUR_WEIGHT) -> F32:
 
 def newer(n: int) -> F32:
     """Return what each of n turns, the earliest first, gains for being recent: (n,) float32."""
-    return np.linspace(0.0, RECENCY_WEIGHT, n, dtype=np.float32)
+    most = RECENCY_WEIGHT * min(1.0, (n - 1) / RECENCY_TURNS)
+    return np.linspace(0.0, most, n, dtype=np.float32)
 
 
 def best(scores: F32, ordinals: I64, *, k: int) -> I64:

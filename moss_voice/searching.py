@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from moss_voice.ranking import best, diverse, fuse, lent, newer, to_score
+from moss_voice.ranking import best, diverse, fuse, keyword_unit, lent, newer, to_score
 from moss_voice.types import HitParts, Metadata
 from moss_voice.vectors import EF, EXACT_ROWS, Graph, Vectors
 
@@ -149,6 +149,7 @@ class Scope(NamedTuple):
         ids, documents: Of its rows, and maybe of later ones.
         ordinals: (n_rows,) int64, the place in the order of first insertion.
         alive: (n_rows,) bool.
+        n_alive: How many of them are.
         matter: What its rows are of: equal for states whose rows have the same numbers.
     """
 
@@ -157,6 +158,7 @@ class Scope(NamedTuple):
     documents: Sequence[bytes]
     ordinals: I64
     alive: Bool
+    n_alive: int
     n_rows: int
     graph: Graph | None
     matter: object
@@ -285,7 +287,8 @@ def rank(
     keyword = search.keyword
     if rows is not search.rows:
         keyword = _keywords_of(search.words, search.scores, rows, scope.n_rows)
-    fused = fuse(dense, keyword, alpha=alpha, keyword_weight=manner.keyword_weight)
+    weight = manner.keyword_weight / keyword_unit(scope.n_alive)
+    fused = fuse(dense, keyword, alpha=alpha, keyword_weight=weight)
     score = to_score(dense)
     focus = _focus(search, rows, own, least, dense.size)
     ranked = fused if focus is None else fused + focus

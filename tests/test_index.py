@@ -30,9 +30,10 @@ from moss_voice.index import Batch, Block, Index, encode_document
 from moss_voice.ranking import (
     DUPLICATE_COSINE,
     DUPLICATE_PENALTY,
-    KEYWORD_UNIT,
     NEIGHBOUR_WEIGHT,
+    RECENCY_TURNS,
     RECENCY_WEIGHT,
+    keyword_unit,
 )
 from moss_voice.searching import PLAIN, Manner, Match, Places, decode_document, rank
 from moss_voice.text import term_ids, terms
@@ -190,7 +191,9 @@ class Oracle:
             else:
                 cosine = float(doc.unit.astype(float) @ query.unit.astype(float))  # type: ignore[union-attr]
                 scores[id_] = min(1.0, max(0.0, (1 + cosine) / 2))
-                weight = (1 - query.alpha) * query.manner.keyword_weight / KEYWORD_UNIT
+                weight = (
+                    (1 - query.alpha) * query.manner.keyword_weight / keyword_unit(len(self.docs))
+                )
                 parts[id_] = HitParts(query.alpha * cosine, weight * keyword[id_], focus)
         if parts and not by_words:
             parts = self._among_turns(parts, query.manner)
@@ -214,7 +217,8 @@ class Oracle:
             at = order.index(id_)
             beside = [order[near] for near in (at - 1, at + 1) if 0 <= near < len(order)]
             lent = sum(NEIGHBOUR_WEIGHT * (said[near] - mean) for near in beside if near in said)
-            age = at / (len(order) - 1) if len(order) > 1 else 0.0
+            last = len(order) - 1
+            age = at / last * min(1.0, last / RECENCY_TURNS) if last else 0.0
             found[id_] = HitParts(
                 each.semantic,
                 each.keyword,
@@ -553,18 +557,20 @@ def test_the_parts_tell_what_a_hit_was_ranked_by() -> None:
     found = {match.document.id: match for match in query.run(index, index.places_of(["of"]))}
     words = oracle.bm25("wifi desk")
     cosines = {doc.id: float(doc.unit @ given_docs[0].unit) for doc in given_docs}
-    fused = {id_: 0.8 * cosines[id_] + 0.2 * 1.6 * words[id_] / 7.5 for id_ in words}
+    fused = {id_: 0.8 * cosines[id_] + 0.2 * 1.6 * words[id_] / keyword_unit(4) for id_ in words}
     mean = sum(fused.values()) / 4
     answer = found["t1"].parts
     assert answer.semantic == pytest.approx(0.8 * cosines["t1"], abs=TOLERANCE)
-    assert answer.keyword == pytest.approx(0.2 * 1.6 * words["t1"] / 7.5, abs=TOLERANCE)
+    assert answer.keyword == pytest.approx(0.2 * 1.6 * words["t1"] / keyword_unit(4), abs=TOLERANCE)
     assert answer.keyword > 0.0
     assert answer.focus == pytest.approx(0.3)
     lent = 0.25 * (fused["t0"] - mean) + 0.25 * (fused["t2"] - mean)
     assert answer.neighbour == pytest.approx(lent, abs=TOLERANCE)
-    assert answer.recency == pytest.approx(0.01)
+    assert answer.recency == pytest.approx(0.03 / 128)
     assert found["t1"].fused == pytest.approx(sum(astuple(answer)), abs=TOLERANCE)
-    assert [found[f"t{n}"].parts.recency for n in range(4)] == pytest.approx([0, 0.01, 0.02, 0.03])
+    assert [found[f"t{n}"].parts.recency for n in range(4)] == pytest.approx(
+        [0.03 * n / 128 for n in range(4)]
+    )
     assert [match.parts.focus for match in found.values() if match.id != "t1"] == [0.0] * 3
 
 

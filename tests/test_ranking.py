@@ -18,7 +18,6 @@ from moss_voice.ranking import (
     DUPLICATE_PENALTY,
     GATE_COPY,
     GATE_SHARE,
-    KEYWORD_UNIT,
     NEIGHBOUR_WEIGHT,
     PARTS,
     RECENCY_WEIGHT,
@@ -30,6 +29,7 @@ from moss_voice.ranking import (
     decayed,
     diverse,
     fuse,
+    keyword_unit,
     lent,
     newer,
     threshold,
@@ -39,7 +39,7 @@ from moss_voice.ranking import (
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
-U = KEYWORD_UNIT
+U = 7.5
 
 
 def f32(*values: float) -> F32:
@@ -79,7 +79,7 @@ def test_fusing_adds_scores(
 ) -> None:
     """A fused score is the weighted sum of the cosine and the keyword score in units; inputs stay."""
     given_dense, given_keyword = f32(*dense), f32(*keyword)
-    result = fuse(given_dense, given_keyword, alpha=alpha, keyword_weight=keyword_weight)
+    result = fuse(given_dense, given_keyword, alpha=alpha, keyword_weight=keyword_weight / U)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, f32(*fused), atol=1e-6)
     np.testing.assert_array_equal(given_dense, f32(*dense))
@@ -90,7 +90,16 @@ def test_a_document_s_score_does_not_depend_on_the_others() -> None:
     """The unit is fixed: a weak word stays weak where no document has a better one."""
     alone = fuse(f32(0.3), f32(0.5), alpha=0.8)
     among = fuse(f32(0.3, 0.1), f32(0.5, 20.0), alpha=0.8)
-    assert alone[0] == among[0] == pytest.approx(0.24 + 0.2 * 0.5 / 7.5)
+    assert alone[0] == among[0] == pytest.approx(0.24 + 0.2 * 0.5)
+
+
+def test_the_unit_of_keywords_grows_with_the_index() -> None:
+    """A word that one document alone holds is worth about one unit, in a call of three turns as well."""
+    assert keyword_unit(0) == 1.0
+    assert keyword_unit(1) == pytest.approx(0.6931, abs=1e-4)
+    for n_docs in (3, 100, 12_039):
+        rarest = math.log1p((n_docs - 1 + 0.5) / 1.5)
+        assert 0.65 < rarest / keyword_unit(n_docs) < 1.0
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, float("nan")])
@@ -250,11 +259,13 @@ def test_a_share_outside_of_its_range_is_an_error(weight: float) -> None:
 
 @pytest.mark.parametrize(
     ("n", "gains"),
-    [(0, ()), (1, (0.0,)), (2, (0.0, 0.03)), (4, (0.0, 0.01, 0.02, 0.03))],
+    [(0, ()), (1, (0.0,)), (2, (0.0, 0.03 / 128)), (4, tuple(0.03 * n / 128 for n in range(4)))],
 )
 def test_later_turns_gain_evenly(n: int, gains: tuple[float, ...]) -> None:
-    """The first turn gains nothing, the last all, those between by their place."""
+    """The first turn gains nothing, those after by their place: in a long call the last gains all."""
     assert RECENCY_WEIGHT == 0.03
+    assert newer(129)[[0, 64, 128]] == pytest.approx([0.0, 0.015, 0.03])
+    assert newer(1001)[[0, 500, 1000]] == pytest.approx([0.0, 0.015, 0.03])
     result = newer(n)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, f32(*gains), atol=1e-7)

@@ -7,7 +7,6 @@ with what it has meanwhile.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from moss_voice.call.fields import name_fields
 from moss_voice.call.names import Names
 from moss_voice.call.spelling import spell
 from moss_voice.index import Places
-from moss_voice.ranking import GATE_ASKS, GATE_SAMPLE, GATE_WORDS, threshold
+from moss_voice.ranking import GATE_ASKS, GATE_SAMPLE, GATE_WORDS, keyword_unit, threshold
 from moss_voice.session import SessionIndex
 from moss_voice.text import asks, words
 from moss_voice.vectors import Vectors
@@ -189,7 +188,7 @@ class Knowledge:
         need = (near + GATE_ASKS * asks(text)) / least
         if need < 1.0:
             best = self.index.best_by_words(terms)
-            need = max(need, best / (GATE_WORDS * math.log1p(self.index.doc_count)))
+            need = max(need, best / (GATE_WORDS * keyword_unit(self.index.doc_count)))
         return need
 
 
