@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.names import made_up_names
 from benchmarks.quality import (
     MISSED,
     Way,
@@ -418,3 +419,16 @@ def test_quality_is_measured_on_the_evaluation_data(data_dir: Path, tmp_path: Pa
             assert all(len(row[f"{cut} - default"]) == 3 for cut in cuts)
         assert name in printed
     assert "gate AUC" in report["sets"]["banking77"][0]
+
+
+def test_finding_names_is_measured(tmp_path: Path) -> None:
+    """So many distinct names are made up, the same each time, and found in real turns."""
+    path = tmp_path / "names.json"
+    printed = benchmark("benchmarks.names", "--names", "500", "--rounds", "1", "--json", str(path))
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert report["names"] == 500
+    assert report["turns"] > 0
+    assert 0.0 < report["find_ms"]["p50"] <= report["find_ms"]["p95"]
+    assert printed.startswith("500 names, ")
+    assert made_up_names(50) == made_up_names(500)[:50]
+    assert len(set(made_up_names(500))) == 500
