@@ -240,6 +240,7 @@ def measure(
     rounds: int,
     tiny: bool,
     say: Callable[[str], None],
+    sizes_asked: Sequence[int] = (1_000, 10_000),
 ) -> Row:
     """Measure everyone who is here; `tiny` shows that it runs, its numbers mean nothing."""
     left_out: list[Row] = []
@@ -270,7 +271,7 @@ def measure(
         if (lacks := missing(pair)) is not None:
             leave_out(pair, lacks)
     with tempfile.TemporaryDirectory(prefix="moss-voice-peers-") as name:
-        for passages in (40,) if tiny else (1_000, 10_000):
+        for passages in (40,) if tiny else sizes_asked:
             measured = Measured(
                 Path(name) / str(passages),
                 passages=passages,
@@ -369,6 +370,13 @@ def main() -> None:
         choices=list(encoders.PACKAGES),
         help="may be given again",
     )
+    parser.add_argument(
+        "--passages",
+        action="append",
+        default=[],
+        type=int,
+        help="1000 and 10000; may be given again",
+    )
     args = parser.parse_args()
     console = Console(stderr=True)
     rounds = args.rounds or (1 if args.tiny else 3)
@@ -378,6 +386,7 @@ def main() -> None:
         rounds=rounds,
         tiny=args.tiny,
         say=console.print,
+        sizes_asked=args.passages or (1_000, 10_000),
     )
     # Eleven columns are wider than what is taken for a pipe's width.
     show(report, Console(width=None if sys.stdout.isatty() else 132))
