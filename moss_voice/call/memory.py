@@ -207,6 +207,8 @@ class CallMemory:
         self._durable = journal is not None
         self._last_kept: Future[Any] | None = None
         self._last_flush: Future[None] | None = None
+        # The event loop's alone: turns that are being indexed.
+        self._on_the_way: dict[str, Future[Any]] = {}
         # The event loop's alone, with the writes that bring each of them to the journal.
         self._utterances = Utterances()
         self._noted: dict[str, tuple[Put, Future[None]]] = {}
@@ -397,7 +399,10 @@ class CallMemory:
         notes = [self._noted.pop(utterance.id) for utterance in settled]
         ends = [put.document["id"] for put, _ in notes if put.document["id"] != doc.id]
         before = [self._last_kept, *(write for _, write in notes)]
-        self._last_kept = submit_after(before, self._keep, doc, ends)
+        self._last_kept = kept = submit_after(before, self._keep, doc, ends)
+        self._on_the_way = {id_: run for id_, run in self._on_the_way.items() if not run.done()} | {
+            turn.id: kept
+        }
         return turn.id
 
     def _keep_unanswered(self, utterances: Sequence[Utterance]) -> None:
@@ -720,9 +725,12 @@ class CallMemory:
             return self._context(answer, started, "ok", text)
         limit_s = (self.deadline_ms if deadline_ms is None else deadline_ms) / 1000.0
         query = Query(text, words, shown, top_k or self.top_k, given, is_turn)
-        # Who takes over asks for what was said last, which may be on its way still.
-        before = None if is_turn else self._last_kept
-        run = submit_after([before], self._answer, key, query, texts, tokens)
+        # What was said before may be on its way still; the turn itself is not waited for, but by who
+        # takes over, since that one asks for what was said last.
+        with self._state:
+            current = self._current(words) if is_turn else set()
+        before = [kept for id_, kept in self._on_the_way.items() if id_ not in current]
+        run = submit_after(before, self._answer, key, query, texts, tokens)
         try:
             answer = await _within(run, limit_s - (time.perf_counter() - started))
         except TimeoutError:
