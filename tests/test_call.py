@@ -1168,3 +1168,18 @@ async def test_a_disk_that_does_not_answer_makes_no_context_late(make: Make) -> 
     assert all(run.result(timeout=30) for run in busy)
     assert call.durable
     await call.discard()
+
+
+async def test_a_context_waits_for_turns_that_are_on_their_way(
+    make: Make, embedder: WordEmbedder
+) -> None:
+    """A turn that is still being indexed when the next one asks is recalled all the same."""
+    call = await make(deadline_ms=20_000)
+    embedder.block()
+    hearing = asyncio.create_task(call.heard("the hotel is the Astoria", id="t1"))
+    await asyncio.to_thread(embedder.waiting.acquire)
+    asking = asyncio.create_task(call.context("which hotel"))
+    await asyncio.wait({asking}, timeout=0.2)
+    embedder.free.set()
+    assert ids((await asking).hits) == ["t1"]
+    await hearing
