@@ -3,7 +3,7 @@
 # matrix: the tests on every supported Python found here  format: tidy the code
 .DELETE_ON_ERROR:
 .PHONY: demo test check wheel wheel-built smoke-bare smoke-livekit smoke-pipecat smoke-server \
-	pipecat-oldest bench bench-load bench-hosts bench-cloud bench-peers bench-quality matrix format clean
+	pipecat-oldest chromium bench bench-load bench-hosts bench-cloud bench-peers bench-quality matrix format clean
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -83,12 +83,19 @@ $(OLDEST)/.ready: pyproject.toml | $(READY)
 pipecat-oldest: $(OLDEST)/.ready
 	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" tests/test_pipecat.py tests/test_pipecat_ends.py
 
+# The browser of the pages' tests: the one that is here, else Debian's, where we may install it.
+chromium:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq \
+			&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
+		|| echo "No Chromium here, and none could be installed: the tests of the pages are skipped."
+
 # Tests wait for servers, processes and speech most of the time; those of a file share what they start.
 SIDE_BY_SIDE := --numprocesses 3 --dist loadfile
 
 # The installations wait for the network, so they go on beside each other and the linters.
 test: $(READY)
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target check wheel $(OLDEST)/.ready
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target check wheel $(OLDEST)/.ready chromium
 	@$(MAKE) --no-print-directory pipecat-oldest
 	$(PY) -m pytest $(SIDE_BY_SIDE)
 
