@@ -27,12 +27,12 @@ import numpy.typing as npt
 
 from moss_voice import ranking
 from moss_voice import text as spoken
-from moss_voice.call.context import MAX_TOKENS, Block, lay_out, passage_source, turn_source
+from moss_voice.call.context import MAX_TOKENS, Block, lay_out
 from moss_voice.call.focus import TURNS
 from moss_voice.call.journal import Delete, Journal, Pushed, Put
 from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.oversight import Trace
-from moss_voice.call.recall import Found, Pairs, Query, Recall, Said
+from moss_voice.call.recall import Found, Pairs, Query, Recall, Said, hit_of
 from moss_voice.call.recording import Prefetched, Recorder, Settings, Timing
 from moss_voice.call.utterances import Utterance, Utterances
 from moss_voice.call.witness import Asked, Witness
@@ -112,6 +112,7 @@ class _Foreseen(NamedTuple):
     vector: F32
     found: Found
     revision: int
+    partial: str
 
 
 class _Answer(NamedTuple):
@@ -239,6 +240,7 @@ class CallMemory:
                 self._recalling,
                 settings,
                 hit_of=self._hit,
+                turns_after=self._turns_after,
                 seconds=lambda: self._now() - self._started,
             )
 
@@ -689,7 +691,7 @@ class CallMemory:
         vector = embedder.embed_query(partial)
         query = Query(partial, spoken.squash(partial), frozenset(), self.top_k + _SPARE_HITS)
         found = self._recalling.search(query, self._said(query), vector.view)
-        return _Foreseen(vector, found, revision)
+        return _Foreseen(vector, found, revision, partial)
 
     def _interim_done(self, _: Future[_Foreseen]) -> None:
         with self._state:
@@ -841,6 +843,8 @@ class CallMemory:
             embed_s = found.embed_ms / 1000.0 if prefetched == "no" else 0.0
             times = began - asked, embed_s, searched - began - embed_s, merged - searched
             trace = self._trace(query, found, pairs, block, prefetched, times)
+            if foreseen is not None:
+                trace = trace._replace(interim=foreseen.partial)
         answer = _Answer(block.text, block.shown, foreseen is not None, found.need, trace)
         with self._state:
             self._answers[key] = answer
@@ -872,6 +876,11 @@ class CallMemory:
             Timing(*(round(time_s * 1000.0, 3) for time_s in times_s)),
             prefetched,
         )
+
+    def _turns_after(self, number: int) -> set[str]:
+        with self._state:
+            later = takewhile(lambda turn: turn.number > number, reversed(self._turns.values()))
+            return {turn.id for turn in later}
 
     def _foreseen(self, query: Query) -> tuple[_Foreseen | None, bool]:
         """Return what an interim that stands for the query found, and whether it has its words."""
@@ -1005,17 +1014,7 @@ class CallMemory:
         )
 
     def _hit(self, index: SessionIndex, match: Match) -> Hit:
-        doc = match.document
-        metadata = doc.metadata or {}
-        source = passage_source(index.name, doc.id)
-        number, at_s = metadata.get("turn"), metadata.get("at_s")
-        if index is self.session and isinstance(number, int):
-            source = turn_source(
-                number,
-                str(metadata.get("speaker", "unknown")),
-                float(at_s) if isinstance(at_s, int | float) else None,
-            )
-        return Hit(doc.id, doc.text, match.score, index.name, source, metadata, match.parts)
+        return hit_of(self.session, index, match)
 
     # --- ending ------------------------------------------------------------------------------------
 

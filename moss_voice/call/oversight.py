@@ -42,6 +42,7 @@ class Trace(NamedTuple):
         needs: Per knowledge index that a gate stands before.
         timing: Where the time went.
         prefetched: What an interim had led to.
+        interim: That one; "" where there was none.
     """
 
     query: Query
@@ -54,6 +55,7 @@ class Trace(NamedTuple):
     needs: dict[str, float]
     timing: Timing
     prefetched: Prefetched
+    interim: str = ""
 
 
 def left_out(

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from moss_voice import ranking
 from moss_voice import text as spoken
+from moss_voice.call.context import passage_source, turn_source
 from moss_voice.call.focus import merged, weights
 from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.names import Named
@@ -25,9 +26,10 @@ from moss_voice.call.numbers import other_forms
 from moss_voice.ranking import Part, check_parts
 from moss_voice.searching import Manner, Match, Prepared, rank
 from moss_voice.session import SessionIndex
+from moss_voice.types import Hit
 from moss_voice.workers import submit_aside
 
-__all__ = ["Found", "Query", "Recall", "Said"]
+__all__ = ["Found", "Query", "Recall", "Said", "hit_of"]
 
 F32 = npt.NDArray[np.float32]
 # Of how many turns it is kept what they name.
@@ -68,6 +70,7 @@ class Said(NamedTuple):
         recent: The term ids of the turns before it, the latest first.
         turns: The words of turns before it, squashed, the latest first.
         words: The words said so far.
+        in_focus: Names put in focus by hand, the newest first; None where what was said tells.
     """
 
     left_out: Collection[str]
@@ -75,6 +78,7 @@ class Said(NamedTuple):
     recent: Sequence[Sequence[int]]
     turns: Sequence[str]
     words: Collection[str]
+    in_focus: Sequence[str] | None = None
 
 
 class Found(NamedTuple):
@@ -216,11 +220,16 @@ class Recall:
 
     def _prepare(self, query: Query, said: Said) -> tuple[Prepared | None, list[_Asked]]:
         terms = self._terms(query)
-        recent = self.about([query.words, *said.turns], said.words)
+        recent = self._in_focus(query, said)
         asked = [
             self._prepare_passages(each, query, said, terms, recent) for each in self._knowledge
         ]
         return self._prepare_turns(query, said, terms), asked
+
+    def _in_focus(self, query: Query, said: Said) -> list[Named]:
+        if said.in_focus is not None:
+            return [Named(value, 1.0, "exact") for value in said.in_focus]
+        return self.about([query.words, *said.turns], said.words)
 
     def _prepare_turns(
         self, query: Query, said: Said, terms: Mapping[int, float]
@@ -326,3 +335,18 @@ class Recall:
             least=least,
         )
         return [(index, match) for match in matches]
+
+
+def hit_of(own: SessionIndex, index: SessionIndex, match: Match) -> Hit:
+    """Return a match as a hit of a call whose own index is `own`."""
+    doc = match.document
+    metadata = doc.metadata or {}
+    source = passage_source(index.name, doc.id)
+    number, at_s = metadata.get("turn"), metadata.get("at_s")
+    if index is own and isinstance(number, int):
+        source = turn_source(
+            number,
+            str(metadata.get("speaker", "unknown")),
+            float(at_s) if isinstance(at_s, int | float) else None,
+        )
+    return Hit(doc.id, doc.text, match.score, index.name, source, metadata, match.parts)

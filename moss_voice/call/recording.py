@@ -181,6 +181,7 @@ class RecordedContext:
         number: Its place among the contexts, from 1.
         at_s: When it was asked for, in seconds into the call.
         turn_id: The turn that it is a reply to; None where none was found.
+        last_turn: The number of the newest turn that the call knew; 0 where nothing was searched.
         query: What was searched for.
         is_turn: False where the agent spoke of its own accord.
         visible: Ids that the LLM saw anyway.
@@ -189,6 +190,7 @@ class RecordedContext:
         outcome, took_ms, need: See `CallContext`.
         needs: The need per knowledge index that a gate stands before.
         prefetched: `hits` where an interim had the same words, `vector` where its embedding served.
+        interim: The interim that did; "" where none did.
         again: True where the same was asked before, and answered from memory.
         text: The block as sent.
         tokens: Of the block, estimated.
@@ -202,6 +204,7 @@ class RecordedContext:
     number: int
     at_s: float
     turn_id: str | None
+    last_turn: int
     query: str
     is_turn: bool
     visible: tuple[str, ...]
@@ -212,6 +215,7 @@ class RecordedContext:
     outcome: Literal["ok", "skipped", "late", "failed"]
     took_ms: float
     prefetched: Prefetched
+    interim: str
     again: bool
     need: float | None
     needs: Mapping[str, float]

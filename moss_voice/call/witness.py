@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
@@ -65,6 +65,7 @@ class Witness:
         recall: What searches them.
         settings: How.
         hit_of: Makes a hit of a match.
+        turns_after: Returns the ids of the turns after one of a number.
         seconds: How far into the call it is.
     """
 
@@ -77,6 +78,7 @@ class Witness:
         settings: Settings,
         *,
         hit_of: HitOf,
+        turns_after: Callable[[int], Collection[str]],
         seconds: Callable[[], float],
     ) -> None:
         self.recorder = recorder
@@ -86,6 +88,7 @@ class Witness:
         self._wide = recall.widely()
         self._settings = settings
         self._hit_of = hit_of
+        self._turns_after = turns_after
         self._seconds = seconds
         self._interims = 0
 
@@ -148,6 +151,7 @@ class Witness:
             return {
                 "at_s": round(at_s, 3),
                 "turn_id": None if trace is None else trace.turn_id,
+                "last_turn": 0 if trace is None else trace.last_number,
                 "query": context.query,
                 "is_turn": asked.is_turn,
                 "visible": list(asked.visible),
@@ -158,6 +162,7 @@ class Witness:
                 "outcome": context.outcome,
                 "took_ms": round(context.took_ms, 3),
                 "prefetched": "no" if trace is None else trace.prefetched,
+                "interim": "" if trace is None else trace.interim,
                 "again": asked.again,
                 "need": context.need,
                 "needs": {} if trace is None else trace.needs,
@@ -179,6 +184,9 @@ class Witness:
 
     def _left_out(self, trace: Trace) -> list[dict[str, Any]]:
         model = None if trace.vector is None else trace.vector.view
+        # What came meanwhile, the turn itself above all, must not lend to its neighbours.
+        later = {*trace.said.left_out, *self._turns_after(trace.last_number)}
+        trace = trace._replace(said=trace.said._replace(left_out=later))
         # On the pool that searches, so that there are never more at once than it has threads.
         searched = submit(left_out, trace, self._recall, self._wide, model, self._session).result()
         return [
