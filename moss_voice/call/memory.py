@@ -32,7 +32,7 @@ from moss_voice.call.focus import TURNS
 from moss_voice.call.journal import Delete, Journal, Pushed, Put
 from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.oversight import Trace
-from moss_voice.call.recall import Found, Pairs, Query, Recall, Said, hit_of
+from moss_voice.call.recall import SPARE_HITS, Found, Pairs, Query, Recall, Said, hit_of
 from moss_voice.call.recording import Prefetched, Recorder, Settings, Timing
 from moss_voice.call.utterances import Utterance, Utterances
 from moss_voice.call.witness import Asked, Witness
@@ -71,8 +71,6 @@ MIN_SCORE = 0.55
 # An interim stands for the final it begins where at most one word in six is still to come.
 PREFIX_SHARE = 5 / 6
 _KEPT_INTERIMS = 8
-# Found for an interim beyond what is shown, for those that turn out to be visible to the LLM.
-_SPARE_HITS = 8
 _KEPT_ANSWERS = 4
 # When a call begins to study a large index that nobody has loaded ahead.
 _STUDY_AFTER_S = 0.3
@@ -689,7 +687,7 @@ class CallMemory:
         with self._state:
             revision = self._revision
         vector = embedder.embed_query(partial)
-        query = Query(partial, spoken.squash(partial), frozenset(), self.top_k + _SPARE_HITS)
+        query = Query(partial, spoken.squash(partial), frozenset(), self.top_k + SPARE_HITS)
         found = self._recalling.search(query, self._said(query), vector.view)
         return _Foreseen(vector, found, revision, partial)
 
@@ -922,7 +920,7 @@ class CallMemory:
         found: Pairs = []
         for source in foreseen.found.sources:
             kept = [pair for pair in source if pair[1].id not in left_out]
-            if len(kept) < query.top_k and len(source) >= self.top_k + _SPARE_HITS:
+            if len(kept) < query.top_k and len(source) >= self.top_k + SPARE_HITS:
                 return None
             found += kept
         return found

@@ -29,9 +29,11 @@ from moss_voice.session import SessionIndex
 from moss_voice.types import Hit
 from moss_voice.workers import submit_aside
 
-__all__ = ["Found", "Query", "Recall", "Said", "hit_of"]
+__all__ = ["SPARE_HITS", "Found", "Query", "Recall", "Said", "hit_of"]
 
 F32 = npt.NDArray[np.float32]
+# Found for an interim beyond what is shown, for those that turn out to be visible to the LLM.
+SPARE_HITS = 8
 # Of how many turns it is kept what they name.
 _NAMED_TURNS = 256
 
