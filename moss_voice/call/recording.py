@@ -29,7 +29,12 @@ import platformdirs
 from pydantic import TypeAdapter, ValidationError
 
 from moss_voice.cloud.names import encode_name
-from moss_voice.errors import CorruptDataError, FormatVersionError, InvalidArgumentError
+from moss_voice.errors import (
+    CorruptDataError,
+    FormatVersionError,
+    InvalidArgumentError,
+    MossError,
+)
 from moss_voice.text import squash
 from moss_voice.types import HitParts, Metadata
 from moss_voice.workers import pool
@@ -48,6 +53,7 @@ __all__ = [
     "find_recordings",
     "header_line",
     "is_recording",
+    "read_head",
     "read_recording",
     "recordings_path",
 ]
@@ -485,6 +491,16 @@ def read_recording(path: str | Path) -> Recording:
         read.damaged,
         path,
     )
+
+
+def read_head(path: str | Path) -> tuple[str, str, datetime] | None:
+    """Return a recording's call, project and beginning; None where its first line is not sound."""
+    try:
+        with Path(path).open("rb") as file:
+            head = _header(Path(path), file.readline())
+    except (OSError, MossError):
+        return None
+    return head.call, head.project, head.created_at
 
 
 def find_recordings(directory: str | Path) -> list[Path]:
