@@ -41,8 +41,8 @@ LONG_MS = 60_000.0
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[MossClient]:
-    paths = {name: tmp_path / name for name in ("cloud", "cache_path", "journal_path")}
-    async with MossClient("acme", **paths) as made:
+    cloud, cache, journal = (tmp_path / name for name in ("cloud", "cache", "journal"))
+    async with MossClient("acme", cloud=cloud, cache_path=cache, journal_path=journal) as made:
         yield made
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -253,7 +255,7 @@ def _show_specialist(
 
 def _show_next(out: Console, kept: KeptDemo | None) -> None:
     out.print()
-    out.print(Text("Next", style="bold"))
+    out.print(Text.assemble(("Next", "bold"), (_program(), "dim")))
     lines = [
         ("moss-voice index create faq FILES...", "index your own FAQ"),
         ('moss-voice query faq "how do I get a refund"', "ask it"),
@@ -261,9 +263,7 @@ def _show_next(out: Console, kept: KeptDemo | None) -> None:
         ("moss-voice doctor", "check this machine"),
     ]
     if kept is not None:
-        lines.insert(
-            0, ("moss-voice inspect demo", "look at this call, turn by turn: what, why, when")
-        )
+        lines.insert(0, ("moss-voice inspect demo", "see this call, turn by turn"))
     for line, what in lines:
         out.print(Text.assemble("  ", (f"{line:<47}", "cyan"), what), soft_wrap=True)
     if kept is not None:
@@ -273,6 +273,14 @@ def _show_next(out: Console, kept: KeptDemo | None) -> None:
         )
         out.print()
         show_wrapped(out, Text(about, style="dim"), head=Text())
+
+
+def _program() -> str:
+    """Tell where the program is, where a shell would not find it by its name."""
+    if shutil.which("moss-voice") or not Path(sys.argv[0]).is_file():
+        return ""
+    here = os.path.relpath(sys.argv[0])
+    return f", with {here if not here.startswith('..') else sys.argv[0]} as moss-voice"
 
 
 # --- what is kept of it ----------------------------------------------------------------------------
