@@ -17,15 +17,14 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from moss_voice import pages, ranking
+from moss_voice.call.context import tokens
 from moss_voice.call.recording import (
     Candidate,
     RecordedContext,
     RecordedLookup,
     RecordedTurn,
     Recording,
-    Settings,
 )
-from moss_voice.errors import MossError
 from moss_voice.inspector import drawing, wording
 from moss_voice.inspector.comparing import Comparison
 from moss_voice.inspector.engine import Answer, Question
@@ -101,6 +100,8 @@ def _templates() -> Environment:
         "ranking_parts": ranking.PARTS,
         "operators": _OPERATORS,
         "shown_in_full": _SHOWN_IN_FULL,
+        "movement": wording.movement,
+        "tokens": tokens,
     }
     return made
 
@@ -284,6 +285,7 @@ def page(
             items=_items(recording),
             totals=_totals(recording),
             places=_places(recording, passages=True),
+            turns={turn.id: turn for turn in recording.turns},
         )
     )
 
@@ -315,7 +317,7 @@ def comparison(
             recording=recording,
             names=names,
             places=_places(recording),
-            numbers={turn.id: turn for turn in recording.turns},
+            turns={turn.id: turn for turn in recording.turns},
         )
     )
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from moss_voice.call.recording import Candidate, RecordedContext, Settings, Why
+from moss_voice.inspector.comparing import Moved
 from moss_voice.pages import told_ms
 from moss_voice.ranking import UNASKED_MIN_SCORE
 from moss_voice.types import HitParts
@@ -20,6 +21,7 @@ __all__ = [
     "ending",
     "groups",
     "marks",
+    "movement",
     "need",
     "prefetched",
     "settings",
@@ -184,3 +186,18 @@ def marks(turn: object) -> list[tuple[str, str]]:
     if corrections:
         found.append((f"corrected {'once' if corrections == 1 else f'{corrections} times'}", ""))
     return found
+
+
+def movement(hit: Moved) -> tuple[str, str] | None:
+    """Return what became of a hit, with the colour that it has; None where it stayed."""
+    match hit.change:
+        case "new":
+            return "new", "good"
+        case "gone":
+            return "gone", "bad"
+        case "up":
+            return f"\u25b2 up {hit.by}", "good"
+        case "down":
+            return f"\u25bc down {-hit.by}", "warn"
+        case _:
+            return None
