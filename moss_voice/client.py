@@ -31,6 +31,7 @@ from moss_voice.call.context import MAX_TOKENS
 from moss_voice.call.journal import Header, Journal
 from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.memory import DEADLINE_MS, MIN_SCORE, CallMemory
+from moss_voice.call.recording import Recorder, recordings_path
 from moss_voice.cloud.cache import SegmentCache
 from moss_voice.cloud.cloud import Authenticator, Forgotten, open_cloud
 from moss_voice.cloud.keys import DEFAULT_PROJECT
@@ -74,7 +75,7 @@ from moss_voice.types import (
     SearchResult,
 )
 from moss_voice.versions import Remote, built_keys, share_version
-from moss_voice.workers import in_worker, submit_write
+from moss_voice.workers import in_worker, in_writer, submit_write
 
 __all__ = ["Authenticator", "MossClient"]
 
@@ -328,6 +329,7 @@ class MossClient:
         open_timeout_s: float | None = None,
         ttl: timedelta | float | None = None,
         redact: Callable[[str], str] | None = None,
+        record: bool | str | Path | None = None,
     ) -> CallMemory:
         """Start or resume the memory of a call.
 
@@ -350,6 +352,10 @@ class MossClient:
                 for, and its failure is raised.
             ttl: See `session`.
             redact: See `MossClient`; the client's where None.
+            record: Keep a recording of the call for `moss-voice inspect`: in this directory, or, where
+                True, in `recordings` of the platform's data directory. **It holds what is said, as
+                text**, in a file that its owner alone can read and that stays until somebody deletes
+                it. Where None, as `MOSS_VOICE_RECORD` says, and without that none is made.
 
         Raises:
             IndexNotFoundError: If a knowledge index does not exist.
@@ -357,7 +363,7 @@ class MossClient:
             MossError: See `session`.
         """
         self._check_key_holder("call()")
-        ttl_s = _seconds(ttl)
+        ttl_s, recordings = _seconds(ttl), recordings_path(record)
         if any(isinstance(names, str) for names in (knowledge, focus, without)):
             raise InvalidArgumentError("knowledge, focus and without: expected a list of names")
         if open_timeout_s is None:
@@ -371,6 +377,7 @@ class MossClient:
                 call_id, model_id, knowledge, open_timeout_s, ttl_s
             )
         book: Journal | None = None
+        recorder: Recorder | None = None
         try:
             if journal:
                 header = Header(
@@ -383,6 +390,10 @@ class MossClient:
                     # The disk does not hear of it: what it still makes is nobody's.
                     creating.add_done_callback(_cleared)
                     raise
+            if recordings is not None:
+                recorder = await in_writer(
+                    _recorder, recordings, remote.project, self._where, call_id
+                )
             return await CallMemory.open(
                 session,
                 knowledge=indexes,
@@ -395,10 +406,13 @@ class MossClient:
                 max_tokens=max_tokens,
                 deadline_ms=deadline_ms,
                 redact=redact or self._redact,
+                recorder=recorder,
             )
         except BaseException:
             if book is not None:
                 book.clear()
+            if recorder is not None:
+                recorder.discard()
             await session.close()
             raise
 
@@ -1038,6 +1052,15 @@ def _retrieved(task: asyncio.Future[Any]) -> None:
     """Take note of the end of something that nobody waits for any more."""
     if not task.cancelled():
         task.exception()
+
+
+def _recorder(directory: Path, project: str, cloud: str | None, call: str) -> Recorder | None:
+    """Begin a recording; a call goes on without one that cannot be made."""
+    try:
+        return Recorder.create(directory, project=project, cloud=cloud, call=call)
+    except OSError as error:
+        logger.error("call %r is not recorded (%s)", call, error.strerror or type(error).__name__)
+        return None
 
 
 def _cleared(creating: Future[Journal]) -> None:
