@@ -19,11 +19,13 @@ from moss_voice.call.recording import (
     Settings,
     Timing,
     Why,
+    find_recordings,
+    read_recording,
 )
-from moss_voice.cli.play import Played, play
+from moss_voice.cli.play import play
 from moss_voice.types import HitParts
 
-__all__ = ["candidate", "context", "demo_recording", "long_recording", "recording", "turn"]
+__all__ = ["candidate", "context", "demo_client", "demo_recording", "long_recording", "passage", "recording", "turn"]
 
 SETTINGS = Settings(5, 0.8, 0.55, 600, 50.0)
 
@@ -64,6 +66,7 @@ def context(number: int, turn_number: int | None, **changes: Any) -> RecordedCon
         number=number,
         at_s=float(turn_number or number) * 4.0 + 3.0,
         turn_id=None if turn_number is None else f"turn-{turn_number}",
+        last_turn=max(0, (turn_number or 0) - 1),
         query=f"what about {turn_number}",
         is_turn=turn_number is not None,
         visible=(),
@@ -74,6 +77,7 @@ def context(number: int, turn_number: int | None, **changes: Any) -> RecordedCon
         outcome="ok",
         took_ms=2.5,
         prefetched="no",
+        interim="",
         again=False,
         need=1.4,
         needs={"faq": 1.4},
@@ -144,7 +148,7 @@ def recording(
 
 
 def long_recording(turns: int) -> Recording:
-    """A call of many turns, each of the caller's with ten hits and forty left out."""
+    """A call of many turns, each of the caller's with five hits and sixteen left out."""
     said = [
         turn(number, text=f"turn {number}: " + "so what I was going to ask is this " * 4)
         for number in range(1, turns + 1)
@@ -155,8 +159,8 @@ def long_recording(turns: int) -> Recording:
         if each.speaker != "caller":
             continue
         hits = tuple(
-            passage(f"passage-{each.number % 40}-{i}", text="A passage of some length. " * 12)
-            for i in range(10)
+            passage(f"passage-{each.number % 40}-{i}", text="A passage of some length. " * 16)
+            for i in range(5)
         )
         left = tuple(
             candidate(
@@ -164,7 +168,7 @@ def long_recording(turns: int) -> Recording:
                 why=reasons[i % len(reasons)],
                 text="so what I was going to ask is this " * 4,
             )
-            for i in range(40)
+            for i in range(16)
         )
         block = "\n".join(f"- [{hit.source}] {hit.text}" for hit in hits)
         asked.append(
@@ -173,101 +177,25 @@ def long_recording(turns: int) -> Recording:
     return recording(said, asked)
 
 
-async def demo_recording(folder: Path) -> Recording:
-    """Play the demo's call twice, the second time with room for what the first left out."""
+async def demo_recording(folder: Path, **options: Any) -> Recording:
+    """Play the demo's call with a real memory that is recorded; its cloud stays below the folder."""
     script = demo.call()
-    async with MossClient(
-        "demo", cloud=folder / "cloud", cache_path=folder / "cache", journal_path=folder / "journal"
-    ) as client:
+    async with demo_client(folder) as client:
         await client.create_index("larkline", demo.faq_documents())
-        known = await client.get_index("larkline")
-        played: list[list[Played]] = []
-        for name, top_k, tokens in ((script.id, 5, 600), ("wide", 20, 20_000)):
-            call = await client.call(
-                name, knowledge=["larkline"], top_k=top_k, max_tokens=tokens, min_score=0.0
-            )
-            try:
-                played.append([each async for each in play(call, script)])
-            finally:
-                await call.discard()
-    said, asked = list[RecordedTurn](), list[RecordedContext]()
-    for narrow, wide in zip(*played, strict=True):
-        if narrow.id is None or narrow.number is None:
-            continue
-        spoken = narrow.turn
-        said.append(
-            RecordedTurn(
-                narrow.id,
-                narrow.number,
-                spoken.speaker,
-                spoken.text,
-                spoken.start_s,
-                spoken.end_s,
-                interrupted=spoken.interrupted,
-                heard_ms=narrow.heard_ms,
-            )
+        call = await client.call(
+            script.id, knowledge=["larkline"], record=folder / "recordings", **options
         )
-        if narrow.context is None or wide.context is None:
-            continue
-        got = narrow.context
-        shown = {hit.id for hit in got.hits}
-        left = tuple(
-            Candidate(
-                hit.id,
-                hit.source,
-                hit.index_name,
-                hit.text,
-                hit.score,
-                hit.parts,
-                hit.metadata,
-                "min_score" if hit.score < 0.55 else "rank",
-            )
-            for hit in wide.context.hits
-            if hit.id not in shown
-        )
-        asked.append(
-            RecordedContext(
-                number=len(asked) + 1,
-                at_s=spoken.end_s,
-                turn_id=narrow.id,
-                query=got.query,
-                is_turn=True,
-                visible=(),
-                seen=(),
-                budget=600,
-                top_k=5,
-                deadline_ms=50.0,
-                outcome=got.outcome,
-                took_ms=got.took_ms,
-                prefetched="hits" if got.prefetched else "no",
-                again=False,
-                need=got.need,
-                needs={} if got.need is None else {"larkline": got.need},
-                text=got.text,
-                tokens=len(got.text) // 4,
-                hits=tuple(
-                    Candidate(
-                        hit.id,
-                        hit.source,
-                        hit.index_name,
-                        hit.text,
-                        hit.score,
-                        hit.parts,
-                        hit.metadata,
-                    )
-                    for hit in got.hits
-                ),
-                left_out=left,
-                timing=Timing(0.1, 0.0, 0.0, max(0.0, got.took_ms - 0.15)),
-                about=narrow.about,
-                interims=3,
-            )
-        )
-    return recording(
-        said,
-        asked,
-        call=script.id,
-        project="demo",
-        knowledge=(Known("larkline", known.version, known.doc_count, ()),),
-        lookups=(),
+        try:
+            async for _ in play(call, script):
+                pass
+        finally:
+            await call.end()
+    (path,) = find_recordings(folder / "recordings")
+    return read_recording(path)
+
+
+def demo_client(folder: Path) -> MossClient:
+    """Where the knowledge of such a call is."""
+    return MossClient(
+        "demo", cloud=folder / "cloud", cache_path=folder / "cache", journal_path=folder / "journal"
     )

@@ -247,7 +247,8 @@ def axis(recording: Recording) -> Axis:
                 turn,
                 speaker_kind(turn.speaker),
                 x,
-                round(max(0.0, end - x), 3),
+                # What is said in a moment must be seen too.
+                round(max(300.0 / width, end - x), 3),
                 lanes[turn.speaker],
                 end,
                 roomy,

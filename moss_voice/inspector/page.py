@@ -29,11 +29,12 @@ from moss_voice.inspector import drawing, wording
 from moss_voice.inspector.comparing import Comparison
 from moss_voice.inspector.engine import Answer, Question
 
-__all__ = ["answer", "comparison", "fault", "live_policy", "page"]
+__all__ = ["answer", "comparison", "fault", "page", "policy"]
 
 _ROOM: Final = "moss_voice.inspector"
-# Of what was left out, how much is shown in full for each reason; the rest takes a line each.
-_SHOWN_IN_FULL: Final = 3
+# Of what was left out, how much is shown with its text and bar for each reason; the rest takes a line each.
+# In a long call less is, so that its page can still be opened: by the number of its contexts.
+_SHOWN_IN_FULL: Final = ((100, 3), (250, 1))
 _EXCERPT: Final = 240
 _MOST_NAMES: Final = 300
 
@@ -76,13 +77,9 @@ def _script() -> str:
     return pages.asset(_ROOM, "script.js")
 
 
-def _policy(*, live: bool) -> str:
+def policy(*, live: bool) -> str:
+    """Return the policy of a page, for its header."""
     return pages.policy(styles=[_style()], scripts=[_script()], connects=live)
-
-
-def live_policy() -> str:
-    """Return the policy of the live page, for its header."""
-    return _policy(live=True)
 
 
 @cache
@@ -99,7 +96,6 @@ def _templates() -> Environment:
         "step_meanings": _STEPS,
         "ranking_parts": ranking.PARTS,
         "operators": _OPERATORS,
-        "shown_in_full": _SHOWN_IN_FULL,
         "movement": wording.movement,
         "tokens": tokens,
     }
@@ -246,6 +242,7 @@ def page(
     *,
     live: bool,
     missing: Mapping[str, str] | None = None,
+    changed: Mapping[str, str] | None = None,
     fields: Sequence[str] = (),
     values: Sequence[str] = (),
     note: str = "",
@@ -257,12 +254,13 @@ def page(
         recording: What was recorded.
         live: Whether `InspectorServer` answers its search box and its comparisons.
         missing: Knowledge that could not be loaded, and why.
+        changed: Knowledge that has another version now, and which.
         fields: Metadata fields for the filter builder.
         values: Names that can be in focus.
         note: Said at the head of the page.
         comparison: With what the call is compared, and what came of it.
     """
-    policy = _policy(live=live)
+    allowed = policy(live=live)
     return (
         _templates()
         .get_template("page.html")
@@ -270,13 +268,14 @@ def page(
             recording=recording,
             live=live,
             missing=missing or {},
+            changed=changed or {},
             fields=tuple(fields),
             values=tuple(values)[:_MOST_NAMES],
             note=note,
             comparison=comparison,
             # A document cannot say who may frame it; the server's header can.
             policy="; ".join(
-                each for each in policy.split("; ") if not each.startswith("frame-ancestors")
+                each for each in allowed.split("; ") if not each.startswith("frame-ancestors")
             ),
             # Ours, and hashed in the policy.
             style=Markup(_style()),  # noqa: S704
@@ -286,6 +285,9 @@ def page(
             totals=_totals(recording),
             places=_places(recording, passages=True),
             turns={turn.id: turn for turn in recording.turns},
+            full=next(
+                (full for most, full in _SHOWN_IN_FULL if len(recording.contexts) <= most), 0
+            ),
         )
     )
 
@@ -295,7 +297,12 @@ def answer(found: Answer, question: Question, recording: Recording) -> str:
     return (
         _templates()
         .get_template("answer.html")
-        .render(found=found, question=question, recording=recording, places=_places(recording))
+        .render(
+            found=found,
+            question=question,
+            recording=recording,
+            places=_places(recording, passages=True),
+        )
     )
 
 
@@ -316,7 +323,7 @@ def comparison(
             compared=compared,
             recording=recording,
             names=names,
-            places=_places(recording),
+            places=_places(recording, passages=True),
             turns={turn.id: turn for turn in recording.turns},
         )
     )

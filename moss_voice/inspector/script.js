@@ -159,10 +159,13 @@
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       if (mine.signal.aborted) return;
       place.replaceChildren(...page.body.childNodes);
-      status.textContent = $(".told", place)?.textContent ?? "";
+      // It stands in the answer; this is for those who do not see it.
+      status.classList.add("unseen");
+      status.textContent = $(".told, [role=alert]", place)?.textContent ?? "";
     } catch (error) {
       if (mine.signal.aborted) return;
       place.replaceChildren();
+      status.classList.remove("unseen");
       status.textContent = "The inspector does not answer. Is moss-voice inspect still running?";
     }
     place.classList.remove("busy");
@@ -276,6 +279,7 @@
   recorded.addEventListener("change", () => { $("#side-a-settings").disabled = recorded.checked; });
   $("#compare-form").addEventListener("submit", (event) => {
     event.preventDefault();
+    $("#compare-status").classList.remove("unseen");
     $("#compare-status").textContent = "Running the call again …";
     ask("compare", { a: recorded.checked ? null : settings($("#side-a")), b: settings($("#side-b")) });
   });

@@ -18,6 +18,7 @@ from moss_voice.types import HitParts
 __all__ = [
     "Group",
     "Term",
+    "difference",
     "ending",
     "groups",
     "marks",
@@ -25,6 +26,7 @@ __all__ = [
     "need",
     "prefetched",
     "settings",
+    "summed",
     "terms",
     "verdict",
 ]
@@ -75,6 +77,8 @@ def prefetched(context: RecordedContext) -> str:
         return "Prefetch hit: an interim had the same words, so it was embedded and searched before the final came."
     if context.prefetched == "vector":
         return "Prefetch of the embedding: an interim held nearly all of the words; only the search was left."
+    if context.interims == 1:
+        return "Prefetch miss: the one interim was not near enough to the final."
     if context.interims:
         return f"Prefetch miss: of {context.interims} interims none was near enough to the final."
     return "Nothing prefetched: no interim came before the final."
@@ -141,6 +145,12 @@ def terms(parts: HitParts) -> list[Term]:
     return told
 
 
+def summed(parts: HitParts) -> str:
+    """Write a rank score and its terms in a line."""
+    told = " ".join(f"{term.sign} {term.name} {term.size}".strip() for term in terms(parts))
+    return f"{parts.total:.2f} = {told}" if told else f"{parts.total:.2f}"
+
+
 def settings(given: Settings) -> list[tuple[str, str]]:
     """Name settings and their values."""
     if given.focus is None:
@@ -158,6 +168,13 @@ def settings(given: Settings) -> list[tuple[str, str]]:
     ]
 
 
+def difference(given: Settings, own: Settings) -> str:
+    """Say in what settings differ from a call's own."""
+    was = dict(settings(own))
+    told = [f"{name}={value}" for name, value in settings(given) if value != was[name]]
+    return ", ".join(told) or "the recorded settings, run again"
+
+
 def ending(end: str, version: int, doc_count: int) -> str:
     """Say how a call ended."""
     match end:
@@ -165,8 +182,6 @@ def ending(end: str, version: int, doc_count: int) -> str:
             return f"pushed, {doc_count} turns as version {version}"
         case "unpushed":
             return "its push failed; a journal or the outbox has it"
-        case "discarded":
-            return "discarded: nothing was pushed"
         case _:
             return "the recording stops before the end"
 
