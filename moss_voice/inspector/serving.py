@@ -261,12 +261,12 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "moss-voice"
     sys_version = ""
 
-    def do_GET(self) -> None:  # noqa: N802 - the library's name
+    def do_GET(self) -> None:
         """Serve the page."""
         if self._let_in() == "":
             self._send(HTTPStatus.OK, self.server.inspector.body, "text/html; charset=utf-8")
 
-    def do_POST(self) -> None:  # noqa: N802 - the library's name
+    def do_POST(self) -> None:
         """Answer a question."""
         name = self._let_in()
         if name is None:
@@ -382,7 +382,9 @@ def _filter(told: Any) -> Mapping[str, Any] | None:
         try:
             told = json.loads(_text("filter", told))
         except ValueError as error:
-            where = f", near character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+            where = (
+                f", near character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+            )
             raise InvalidArgumentError(f"filter: expected JSON{where}") from None
         except RecursionError:
             raise InvalidArgumentError("filter: nested too deeply") from None
