@@ -56,7 +56,7 @@ async def spoken(client: MossClient) -> None:
             return ToolCall("recall_call", {"query": "zebra"})
         return "noted"
 
-    call = SimulatedCall(ScriptedLLM(answer))
+    call = SimulatedCall(ScriptedLLM(answer), speed=10)
     await moss_voice.attach(
         call.session,
         client,
@@ -152,7 +152,7 @@ async def piped(client: MossClient) -> None:
         ScriptedLLMService(answer),
         processors=[memory],
         tools=[memory.search_knowledge, memory.recall_call],
-        speed=50,
+        speed=10,
     )
     async with call:
         await call.start()
