@@ -60,10 +60,26 @@ def run(code: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def quoted(name: str) -> str:
+    """Return what `examples/README.md` quotes of what an example prints."""
+    page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    (quote,) = re.findall(
+        rf"^\| \[{name}\.py\]\({name}\.py\) \| .* \| `(.+)` \|$", page, re.MULTILINE
+    )
+    return str(quote)
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs_and_prints(path: Path, tmp_path: Path) -> None:
-    """Every example runs by itself, without keys or network, and shows something."""
-    assert run([str(path)], tmp_path).strip()
+    """Every example runs by itself, without keys or network, and prints what its page quotes."""
+    assert quoted(path.stem) in run([str(path)], tmp_path)
+
+
+def test_every_example_is_on_their_page() -> None:
+    """`examples/README.md` lists each example once, and nothing else."""
+    page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[(\w+\.py)\]\(\1\) \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])

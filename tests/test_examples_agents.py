@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_examples import ROOT, TOLD_ELSEWHERE
+from tests.test_examples import ROOT, TOLD_ELSEWHERE, quoted
 
 EXAMPLES = ROOT / "examples"
 
@@ -93,7 +93,7 @@ def test_returning_caller(told: dict[str, str]) -> None:
     shown = told["returning_caller"]
     moved = "when is the move to the new flat, and what does it cost me?"
     known, other = re.findall(
-        rf"^2026-11-20-\d+: '{re.escape(moved)}'.*\n((?:    .*\n)*)", shown, re.M
+        rf"^2026-11-20-\d+: '{re.escape(moved)}'.*\n((?:    .*\n)*)", shown, re.MULTILINE
     )
     assert "2026-11-03-1740: Done: the move is booked for the first of December, at no" in known
     assert other == ""
@@ -151,6 +151,12 @@ def test_own_store(told: dict[str, str]) -> None:
         "000000000001",
         "000000000002",
     ]
+
+
+@pytest.mark.parametrize("name", TOLD_ELSEWHERE)
+def test_their_page_quotes_them(name: str, told: dict[str, str]) -> None:
+    """What `examples/README.md` quotes of an example is what it prints."""
+    assert quoted(name) in told[name]
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
