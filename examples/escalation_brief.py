@@ -47,14 +47,14 @@ async def draw_brief(call: CallMemory) -> str:
     ]
     for title, speaker, question, most in LOOKED_FOR:
         hits = await call.recall(question, top_k=8)
-        hits = [hit for hit in hits if hit.metadata["speaker"] == speaker][:most]
+        hits = [hit for hit in hits if hit.metadata.get("speaker") == speaker][:most]
         lines += [f"{title}:", *(f"  {hit.text}  [{hit.source}]" for hit in hits)]
     turns = await call.session.get_docs()  # in the order they were said
     lines += ["Numbers:", *(said(turn) for turn in turns if NUMBER.search(turn.text))]
     lines.append("Open, the newest first:")
     unanswered = True
     for turn in reversed(turns):
-        unanswered = unanswered and (turn.metadata or {})["speaker"] != "agent"
+        unanswered = unanswered and (turn.metadata or {}).get("speaker") != "agent"
         # Asked after the agent's last word; or dropped by the host, which marks it so.
         if (unanswered and asks(turn.text)) or (turn.metadata or {}).get("unanswered"):
             lines.append(said(turn))

@@ -46,11 +46,10 @@ async def specialist(agent: Agent, asked: str, found: str, ready: asyncio.Barrie
     print(f"{agent.name} asks: {asked}\n    {hit.source}: {hit.text}")
     await agent.say(call, found)
     await ready.wait()
-    pushed = await call.push()  # the call goes on; of two at once the second merges the first
-    news = f"merged with {', '.join(pushed.merged.added)}" if pushed.merged else "was first"
-    print(f"{agent.name} pushed version {pushed.version}: {news}")
-    await ready.wait()
-    await call.end()  # nothing is new since: no version is made
+    pushed = await call.end()  # of two that push at once, the second merges what the first brought
+    if pushed is not None:
+        news = f"merged with {', '.join(pushed.merged.added)}" if pushed.merged else "was first"
+        print(f"{agent.name} pushed version {pushed.version}: {news}")
 
 
 async def wrap_up(agent: Agent) -> None:
