@@ -139,8 +139,8 @@ async def end_call(
             if keeping:
                 await asyncio.wait(keeping)
             pushed = await memory.end()
-            if pushed is None and (memory.counters.turns or memory.session.unpushed):
-                missed = "failed"
+            if memory.ending in ("failed", "discarded"):
+                missed = memory.ending
     except TimeoutError:
         missed = "late"
         logger.error(

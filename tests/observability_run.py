@@ -170,6 +170,11 @@ async def without_a_journal(folder: Path, collect: Any) -> Any:
         await memory.end()
         await session.run(user_input="what is said now is lost")
         await session.aclose()
+        unwanted = typed_session()
+        memory = await moss_voice.attach(unwanted, client, call_id="unwanted", open_timeout_s=30.0)
+        await unwanted.start(Agent(instructions=""))
+        await memory.discard()
+        await unwanted.aclose()
         with_missing = typed_session()
         try:
             await moss_voice.attach(with_missing, client, knowledge=["none"], open_timeout_s=30.0)

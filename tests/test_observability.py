@@ -253,15 +253,22 @@ def test_what_went_wrong_is_counted_once(told: dict[str, Any]) -> None:
     assert value_of(after, "moss_voice.faults") > 3
     pushes = {
         outcome: value_of(after, "moss_voice.pushes", framework="livekit", outcome=outcome)
-        for outcome in ("pushed", "merged", "nothing", "failed", "late")
+        for outcome in ("pushed", "merged", "nothing", "failed", "late", "discarded")
     }
-    assert pushes == {"pushed": 2, "merged": 0, "nothing": 1, "failed": 1, "late": 1}
-    # The call without a journal is degraded; that of a missing index does not begin.
+    assert pushes == {
+        "pushed": 2,
+        "merged": 0,
+        "nothing": 1,
+        "failed": 1,
+        "late": 1,
+        "discarded": 1,
+    }
+    # The two calls without a journal are degraded; that of a missing index does not begin.
     opened = {
         outcome: value_of(after, "moss_voice.calls.opened", framework="livekit", outcome=outcome)
         for outcome in ("ok", "degraded", "failed")
     }
-    assert opened == {"ok": 4, "degraded": 1, "failed": 1}
+    assert opened == {"ok": 4, "degraded": 2, "failed": 1}
     assert value_of(after, "moss_voice.recoveries", outcome="pushed") == 1
     assert value_of(after, "moss_voice.recovered_turns") == 5
     # What is said once the memory was ended, and the answer to it.

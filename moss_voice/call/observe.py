@@ -41,7 +41,7 @@ _P = ParamSpec("_P")
 
 Tool = Literal["search_knowledge", "recall_call"]
 # Why a call that has ended was not pushed.
-Missed = Literal["nothing", "failed", "late"]
+Missed = Literal["nothing", "failed", "late", "discarded"]
 
 _PARTS: Final = tuple(part.name for part in fields(HitParts))
 
@@ -377,7 +377,8 @@ def call_ended(
         pushed: What was pushed, if anything.
         took_ms: How long the host waited for it.
         host: As in `count`.
-        missed: Why nothing was pushed: nothing was said, the push failed, or the host did not wait.
+        missed: Why nothing was pushed: nothing was said, the push failed, the host did not wait, or it
+            was not wanted.
     """
     instruments = _instruments()
     if instruments is None:
