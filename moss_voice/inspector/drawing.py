@@ -147,7 +147,12 @@ def _row(parts: Sequence[tuple[str, float]], whole: float) -> tuple[Segment, ...
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A turn: `x` and `width` in percent of the axis, the rest in pixels."""
+    """A turn: `x`, `width` and `end` in percent of the axis.
+
+    Attributes:
+        y: In pixels.
+        room: For its number: 2 unless zoomed, 1 when zoomed in, 0 never.
+    """
 
     turn: RecordedTurn
     speaker: str
@@ -155,7 +160,7 @@ class Bar:
     width: float
     y: int
     end: float
-    roomy: bool
+    room: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +246,9 @@ def axis(recording: Recording) -> Axis:
     bars = []
     for turn in turns:
         x, end = at(turn.start_s), at(turn.end_s)
-        roomy = (end - x) / 100.0 * width > _DIGIT_PX * len(str(turn.number)) + 2
+        px = (end - x) / 100.0 * width
+        needed = _DIGIT_PX * len(str(turn.number)) + 2
+        room = 2 if px > needed else 1 if 2 * px > needed else 0
         bars.append(
             Bar(
                 turn,
@@ -251,7 +258,7 @@ def axis(recording: Recording) -> Axis:
                 round(max(300.0 / width, end - x), 3),
                 lanes[turn.speaker],
                 end,
-                roomy,
+                room,
             )
         )
     events = _TIMES_PX + len(lanes) * _LANE_STEP_PX
