@@ -1,8 +1,8 @@
-# demo: a real call replayed through the real engine     test: everything CI runs
+# demo: a real call replayed through the real engine     inspect: that call, to look at    test: everything CI runs
 # check: linters and types alone               bench, bench-load, bench-hosts, bench-cloud, bench-peers: speed and memory, as tables
 # matrix: the tests on every supported Python found here  format: tidy the code
 .DELETE_ON_ERROR:
-.PHONY: demo test check wheel wheel-built smoke-bare smoke-livekit smoke-pipecat smoke-server \
+.PHONY: demo inspect test check wheel wheel-built smoke-bare smoke-livekit smoke-pipecat smoke-server \
 	pipecat-oldest chromium bench bench-load bench-hosts bench-cloud bench-peers bench-quality matrix format clean
 
 VENV ?= .venv
@@ -34,6 +34,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@$(VENV)/bin/moss-voice demo
+
+# The demo's call in the inspector, a page of this machine alone.
+inspect: $(READY)
+	@$(VENV)/bin/moss-voice inspect demo
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

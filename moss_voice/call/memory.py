@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from itertools import islice, takewhile
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -76,6 +77,8 @@ _KEPT_ANSWERS = 4
 _STUDY_AFTER_S = 0.3
 # How many turns are looked through for the last ones that are no fillers.
 _LOOKED_BACK = 2 * TURNS
+# How long somebody who asks for a recording waits for its last lines.
+_SETTLED_S = 5.0
 _PUSH_PAUSES_S = (0.2, 0.5, 1.0)
 
 
@@ -314,6 +317,18 @@ class CallMemory:
         """What happened so far."""
         with self._state:
             return Counters(**{**self._counts, "turns": len(self._turns)})
+
+    async def recorded(self) -> Path | None:
+        """Wait until what happened so far is in the call's recording, and return where that is.
+
+        Returns:
+            None where the call is not recorded.
+        """
+        if self._witness is None:
+            return None
+        recorder = self._witness.recorder
+        await in_writer(recorder.settle, _SETTLED_S)
+        return recorder.path
 
     @property
     def about(self) -> list[str]:

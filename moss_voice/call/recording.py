@@ -29,7 +29,12 @@ import platformdirs
 from pydantic import TypeAdapter, ValidationError
 
 from moss_voice.cloud.names import encode_name
-from moss_voice.errors import CorruptDataError, FormatVersionError, InvalidArgumentError
+from moss_voice.errors import (
+    CorruptDataError,
+    FormatVersionError,
+    InvalidArgumentError,
+    MossError,
+)
 from moss_voice.text import squash
 from moss_voice.types import HitParts, Metadata
 from moss_voice.workers import pool
@@ -48,6 +53,7 @@ __all__ = [
     "find_recordings",
     "header_line",
     "is_recording",
+    "read_head",
     "read_recording",
     "recordings_path",
 ]
@@ -327,6 +333,7 @@ class Recorder:
         self._waiting = 0
         self._missed = 0
         self._open = True
+        self._broken = False
         self._told: set[str] = set()
 
     @classmethod
@@ -352,10 +359,14 @@ class Recorder:
     def __repr__(self) -> str:
         return f"<Recorder {self.path.name!r}{'' if self._open else ', closed'}>"
 
+    def __del__(self) -> None:
+        # Of a call that nobody ended.
+        self._shut()
+
     def tell(self, kind: str, make: Callable[[], Mapping[str, Any]]) -> None:
         """Write a line, as soon as the disk can; `make` runs on the recorder's thread."""
         with self._lock:
-            if not self._open:
+            if not self._open or self._broken:
                 return
             if self._waiting >= _MOST_WAITING:
                 self._missed += 1
@@ -397,7 +408,8 @@ class Recorder:
 
     def _write(self, kind: str, make: Callable[[], Mapping[str, Any]]) -> None:
         try:
-            self._put({"kind": kind, **make()})
+            if not self._broken:
+                self._put({"kind": kind, **make()})
         except Exception as error:  # noqa: BLE001 - a call never fails by its recording
             logger.error(
                 "recording %r: a line is missing (%s)", self.path.name, type(error).__name__
@@ -405,7 +417,7 @@ class Recorder:
             with self._lock:
                 self._missed += 1
                 # A disk that is full or gone will not take the next line either.
-                self._open = self._open and not isinstance(error, OSError)
+                self._broken = isinstance(error, OSError)
         finally:
             with self._lock:
                 self._waiting -= 1
@@ -485,6 +497,16 @@ def read_recording(path: str | Path) -> Recording:
         read.damaged,
         path,
     )
+
+
+def read_head(path: str | Path) -> tuple[str, str, datetime] | None:
+    """Return a recording's call, project and beginning; None where its first line is not sound."""
+    try:
+        with Path(path).open("rb") as file:
+            head = _header(Path(path), file.readline())
+    except (OSError, MossError):
+        return None
+    return head.call, head.project, head.created_at
 
 
 def find_recordings(directory: str | Path) -> list[Path]:
