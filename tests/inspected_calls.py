@@ -25,7 +25,16 @@ from moss_voice.call.recording import (
 from moss_voice.cli.play import play
 from moss_voice.types import HitParts
 
-__all__ = ["candidate", "context", "demo_client", "demo_recording", "long_recording", "passage", "recording", "turn"]
+__all__ = [
+    "candidate",
+    "context",
+    "demo_client",
+    "demo_recording",
+    "long_recording",
+    "passage",
+    "recording",
+    "turn",
+]
 
 SETTINGS = Settings(5, 0.8, 0.55, 600, 50.0)
 

@@ -382,7 +382,9 @@ def _filter(told: Any) -> Mapping[str, Any] | None:
         try:
             told = json.loads(_text("filter", told))
         except ValueError as error:
-            where = f", near character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+            where = (
+                f", near character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+            )
             raise InvalidArgumentError(f"filter: expected JSON{where}") from None
         except RecursionError:
             raise InvalidArgumentError("filter: nested too deeply") from None
