@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moss_voice.call.recording import Known, RecordedLookup, Recording, Timing
+from moss_voice.call.recording import Known, RecordedLookup, Recording, Timing, Why
 from moss_voice.errors import InvalidArgumentError
 from moss_voice.inspector import drawing, wording
 from moss_voice.inspector.comparing import compare
@@ -164,7 +165,7 @@ def test_a_rank_score_is_drawn_as_its_sum() -> None:
     assert [piece.name for piece in down] == ["neighbour", "repeat"]
     assert up[-1].x + up[-1].width == 1000
     assert down[-1].x == 0
-    assert all(a.x + a.width == b.x for a, b in zip(up, up[1:], strict=False))
+    assert all(a.x + a.width == b.x for a, b in pairwise(up))
     assert [piece.x for piece in on.segments(parts[1])] == [on.zero]
 
 
@@ -211,7 +212,7 @@ def test_times_on_the_axis_do_not_run_into_each_other(minutes: float) -> None:
     drawn = drawing.axis(recording([turn(1, start_s=0.0, end_s=seconds)], [], lookups=()))
     for level, width in ((0, 1000), (1, drawn.width), (2, 3 * drawn.width)):
         shown = [mark.x / 100.0 * width for mark in drawn.times if mark.level <= level]
-        gaps = [b - a for a, b in zip(shown, shown[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(shown)]
         assert min(gaps, default=100) > 50
         assert len(shown) > 1 or minutes < 1
 
@@ -230,7 +231,15 @@ def eventful() -> Recording:
         turn(6, filler=True, text="mm-hmm"),
         turn(8, text="and the last one"),
     ]
-    reasons = ("rank", "budget", "repeat", "visible", "gate", "statement", "min_score")
+    reasons: tuple[Why, ...] = (
+        "rank",
+        "budget",
+        "repeat",
+        "visible",
+        "gate",
+        "statement",
+        "min_score",
+    )
     left = tuple(
         passage(f"left-{why}-{i}", why=why) if i % 2 else candidate(i + 1, why=why)
         for why in reasons
@@ -398,7 +407,7 @@ def test_no_word_of_a_call_is_markup(tab: Tab, files: dict[str, str]) -> None:
 
 
 def test_keys_lead_through_a_call(tab: Tab, files: dict[str, str]) -> None:
-    """j and k go from context to context, Enter opens, / finds, ? tells the keys, all without a mouse."""
+    """By j and k one goes from context to context, Enter opens, / finds, ? tells the keys, all without a mouse."""
     tab.page.goto(files["eventful"])
     where = "document.activeElement.closest('.turn')?.id"
     tab.page.keyboard.press("j")

@@ -8,9 +8,9 @@ import json
 import logging
 import socket
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import pytest
@@ -74,15 +74,15 @@ def ask(
     server: InspectorServer,
     name: str,
     told: object = None,
+    headers: Mapping[str, str] | None = None,
     *,
     method: str = "POST",
     body: bytes | None = None,
-    **headers: str,
 ) -> tuple[int, str, dict[str, str]]:
     """Ask as a program does that has no browser around it."""
     where = urlsplit(server.url)
     sent = {"Content-Type": "application/json"} if method == "POST" else {}
-    sent |= {key.replace("_", "-"): value for key, value in headers.items()}
+    sent |= headers or {}
     wire = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     try:
         data = json.dumps(told).encode() if body is None and told is not None else body
@@ -155,20 +155,20 @@ def test_the_secret_is_new_each_time_and_in_no_repr(loop: Loop) -> None:
         ({"Host": "127.0.0.1:1"}, 421),
         ({"Origin": "https://elsewhere.example"}, 403),
         ({"Origin": "null"}, 403),
-        ({"Sec_Fetch_Site": "cross-site"}, 403),
-        ({"Sec_Fetch_Site": "same-site"}, 403),
-        ({"Sec_Fetch_Site": "none"}, 403),
-        ({"Content_Type": "text/plain"}, 415),
-        ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
-        ({"Content_Length": "65537"}, 413),
-        ({"Content_Length": "99999999999999999999"}, 413),
-        ({"Content_Length": "-1"}, 411),
-        ({"Content_Length": "x"}, 411),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "none"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content-Length": "65537"}, 413),
+        ({"Content-Length": "99999999999999999999"}, 413),
+        ({"Content-Length": "-1"}, 411),
+        ({"Content-Length": "x"}, 411),
     ],
 )
 def test_others_are_refused(live: InspectorServer, headers: dict[str, str], expected: int) -> None:
     """A host name that was made to lead here, another page's request and a body beyond all bounds are refused."""
-    status, text, _ = ask(live, "search", QUESTION, **headers)
+    status, text, _ = ask(live, "search", QUESTION, headers)
     assert status == expected
     assert text.startswith(f"{expected} ")
 
@@ -181,9 +181,7 @@ def test_our_own_page_is_let_in(live: InspectorServer) -> None:
             live,
             "search",
             QUESTION,
-            Host=own,
-            Origin=f"http://{own}",
-            Sec_Fetch_Site="same-origin",
+            {"Host": own, "Origin": f"http://{own}", "Sec-Fetch-Site": "same-origin"},
         )
         assert status == 200
         assert "when-can-an-engineer-come" in text
@@ -273,9 +271,10 @@ def test_what_is_asked_is_not_logged(
     """Neither what is asked nor the address reaches a log or the terminal, whether it is answered or not."""
     caplog.set_level(logging.DEBUG)
     secret = urlsplit(live.url).path.strip("/")
-    for told in ({"text": "zanzibar"}, {"text": "zanzibar", "filter": "zanzibar"}, {"text": []}):
+    asked: list[dict[str, Any]] = [{"text": "zanzibar"}, {"text": "zanzibar", "filter": "zanzibar"}]
+    for told in asked:
         ask(live, "search", told)
-    ask(live, "search", {"text": "zanzibar"}, Host="zanzibar")
+    ask(live, "search", {"text": "zanzibar"}, {"Host": "zanzibar"})
     ask(live, "/zanzibar", method="GET")
     out, err = capfd.readouterr()
     for place in (caplog.text, out, err):
@@ -395,7 +394,7 @@ def test_a_filter_is_built_and_its_faults_are_shown(live: InspectorServer, tab: 
 
 
 def test_two_settings_are_compared(live: InspectorServer, tab: Tab) -> None:
-    """c leads to the comparison; what changed comes first, side by side, and one above the other at 360 px."""
+    """By c one comes to the comparison; what changed comes first, side by side, and one above the other at 360 px."""
     page = tab.page
     page.goto(live.url)
     page.keyboard.press("c")
@@ -410,8 +409,9 @@ def test_two_settings_are_compared(live: InspectorServer, tab: Tab) -> None:
     assert other is not None
     assert one["y"] == other["y"]
     assert page.locator("#compare-answer").get_by_text("new", exact=True).count()
-    for scheme in ("dark", "light"):
-        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+    schemes: list[Literal["dark", "light"]] = ["dark", "light"]
+    for scheme in schemes:
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         assert page.evaluate(CONTRAST) == []
     tab.narrow()
     assert tab.overflow() == 0
