@@ -176,7 +176,9 @@ async def test_names_put_in_focus_by_hand_gain(tmp_path: Path) -> None:
     ]
     async with MossClient("p", cloud=tmp_path / "cloud", cache_path=tmp_path / "c") as client:
         await client.create_index("hotels", docs)
-        call = await client.call("call", knowledge=["hotels"], record=tmp_path / "rec")
+        call = await client.call(
+            "call", knowledge=["hotels"], focus=["hotel"], record=tmp_path / "rec"
+        )
         await call.heard("hello there", id="a")
         await call.end()
         path = await call.recorded()

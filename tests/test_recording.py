@@ -190,7 +190,7 @@ async def read_both(directory: Path) -> list[Recording]:
 
 
 async def test_when_a_turn_ended(tmp_path: Path) -> None:
-    """By the clock where the host told the turn as it ended; else by its words, and then it says so."""
+    """As the host tells it; else by the clock, by what came next, or by its words, and then it says so."""
     now = 0.0
 
     def clock() -> float:
@@ -200,13 +200,22 @@ async def test_when_a_turn_ended(tmp_path: Path) -> None:
     session = SessionIndex("call", model_id=MODEL, embedder=SpokenWords(), remote=new_remote())
     call = await CallMemory.open(session, recorder=recorder, now=clock)
     now = 4.0
-    await call.heard("told as it ended", at=1.5, id="live")
+    await call.heard("the host knows", at=1.5, until=3.25, id="known")
+    now = 9.0
+    await call.heard("told a while after it ended", at=5.0, id="live")
+    await call.heard("cut off in", "agent", at=8.0, id="cut", interrupted=True)
+    now = 12.0
+    await call.heard("as you say", at=8.5, id="next")
     await call.heard("of a script, long after: " + "word " * 22, at=120.0, id="script")
     recording = await recorded(call)
-    live, script = recording.turns
-    assert (live.end_s, live.estimated_end) == (4.0, False)
-    assert script.estimated_end
-    assert script.end_s == pytest.approx(120.0 + 27 / 2.7)
+    ends = {turn.id: (turn.end_s, turn.estimated_end) for turn in recording.turns}
+    assert ends.pop("script") == (pytest.approx(120.0 + 27 / 2.7), True)
+    assert ends == {
+        "known": (3.25, False),
+        "live": (8.0, True),
+        "cut": (9.0, True),
+        "next": (12.0, True),
+    }
 
 
 REASONS_FAQ = {

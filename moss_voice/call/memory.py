@@ -350,6 +350,7 @@ class CallMemory:
         speaker: str = "caller",
         *,
         at: float | None = None,
+        until: float | None = None,
         final: bool = True,
         interrupted: bool = False,
         typed: bool = False,
@@ -368,6 +369,7 @@ class CallMemory:
             text: What was really spoken: after an interruption, no more than that.
             speaker: `caller`, `agent`, or a name.
             at: When it began, in seconds into the call; now where None.
+            until: When it ended, for a recording; unknown where None.
             final: False hands the text to `hearing`.
             interrupted: True where the speaker was cut off.
             typed: True where it was not spoken; it takes in no utterances.
@@ -393,7 +395,7 @@ class CallMemory:
             return None
         if not text.strip():
             return None
-        at_s = self._seconds(at)
+        at_s, ended_s = self._seconds(at), None if until is None else self._seconds(until)
         fields: Metadata = {**(metadata or {}), "speaker": speaker, "at_s": round(at_s, 3)}
         if interrupted:
             fields["interrupted"] = True
@@ -414,7 +416,7 @@ class CallMemory:
             began_s = None if at is None else at_s
             taken, passed = self._utterances.settle(text, speaker, began_s)
             self._keep_unanswered(passed)
-        turn_id = self._begin_turn(id, doc, [*taken])
+        turn_id = self._begin_turn(id, doc, [*taken], ended_s=ended_s)
         assert self._last_kept is not None  # noqa: S101 - just set
         # A host that cancels its own task at hang-up does not cancel this with it.
         flushing = await _settled(self._last_kept)
@@ -435,7 +437,12 @@ class CallMemory:
             ) from None
 
     def _begin_turn(
-        self, id_: str | None, doc: DocumentInfo, settled: Sequence[Utterance] = ()
+        self,
+        id_: str | None,
+        doc: DocumentInfo,
+        settled: Sequence[Utterance] = (),
+        *,
+        ended_s: float | None = None,
     ) -> str:
         """Number a turn and queue what keeps it, with the end of the utterances that it settles."""
         fields = doc.metadata
@@ -454,7 +461,7 @@ class CallMemory:
             turn.id: kept
         }
         if self._witness is not None:
-            self._witness.turn(doc)
+            self._witness.turn(doc, ended_s)
         return turn.id
 
     def _keep_unanswered(self, utterances: Sequence[Utterance]) -> None:

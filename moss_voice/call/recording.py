@@ -19,6 +19,7 @@ import logging
 import os
 import secrets
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -155,7 +156,8 @@ class RecordedTurn:
     Attributes:
         number: Its place in the call, from 1.
         start_s: Seconds into the call.
-        end_s: Where `estimated_end`, from its number of words; else when it was told.
+        end_s: When it ended; where `estimated_end`, a guess by when it was told, its words, and what
+            came next.
         resumed: True where it was there when the call was opened.
         corrections: How often it was told anew under its id; the text is the last one.
         heard_ms: How long `heard` took; None where nobody waited for it.
@@ -476,7 +478,7 @@ def read_recording(path: str | Path) -> Recording:
     read = _Read()
     for line in rest:
         read.take(line)
-    last = read.end
+    last, turns = read.end, list(read.turns.values())
     return Recording(
         header.call,
         header.project,
@@ -486,7 +488,7 @@ def read_recording(path: str | Path) -> Recording:
         header.redacted,
         header.settings,
         header.knowledge,
-        tuple(sorted(read.turns.values(), key=lambda turn: turn.number)),
+        tuple(sorted(_one_after_another(turns), key=lambda turn: turn.number)),
         tuple(_attributed(read)),
         tuple(read.lookups),
         last.get("end", ""),
@@ -589,6 +591,8 @@ class _Read:
         self.damaged = 0
         # On which line a turn was first told, by its id, and a context, by its number.
         self.line_of: dict[str | int, int] = {}
+        # Turns told before they were said.
+        self.not_live: set[str] = set()
         self._line = 0
         self._texts: dict[str, str] = {}
 
@@ -629,10 +633,13 @@ class _Read:
         # Other kinds are of later versions, which only ever add.
 
     def _take_turn(self, told: dict[str, Any]) -> None:
-        told_s = told.pop("told_s", None)
+        told_s, end_s = told.pop("told_s", None), told.pop("end_s", None)
         start_s = float(told["start_s"])
-        words = len(str(told["text"]).split())
-        end_s, estimated = _ended(start_s, told_s, words)
+        estimated = end_s is None or end_s < start_s
+        if estimated:
+            end_s = _ended(start_s, told_s, len(str(told["text"]).split()))
+        if told_s is None or told_s < start_s:
+            self.not_live.add(told["id"])
         before = self.turns.get(told["id"])
         turn = _TURN.validate_python({**told, "end_s": end_s, "estimated_end": estimated})
         if before is not None:
@@ -649,16 +656,27 @@ class _Read:
         self.last_s = max(self.last_s, turn.end_s)
 
 
-def _ended(start_s: float, told_s: float | None, words: int) -> tuple[float, bool]:
-    """Return when a turn ended, and whether that is an estimate.
+def _ended(start_s: float, told_s: float | None, words: int) -> float:
+    """Return when a turn may have ended whose host did not tell.
 
-    A host tells a turn when it is over; what was replayed from a script, or brought in later, is told at
-    any time, and then the number of its words says how long it took.
+    A turn is told some time after its end; what was replayed from a script, or brought in later, at any
+    time, and then the number of its words says how long it took.
     """
     longest = 10.0 + 2.0 * words
     if told_s is not None and start_s < told_s <= start_s + longest:
-        return float(told_s), False
-    return start_s + max(0.4, words / _WORDS_PER_S), True
+        return float(told_s)
+    return start_s + max(0.4, words / _WORDS_PER_S)
+
+
+def _one_after_another(turns: Iterable[RecordedTurn]) -> Iterator[RecordedTurn]:
+    """End turns whose end is a guess where the next one begins, but those that were cut off."""
+    starts = sorted({turn.start_s for turn in turns})
+    for turn in turns:
+        if turn.estimated_end and not turn.interrupted:
+            at = bisect_right(starts, turn.start_s)
+            if at < len(starts) and starts[at] < turn.end_s:
+                turn = replace(turn, end_s=starts[at])  # noqa: PLW2901 - the same turn
+        yield turn
 
 
 def _attributed(read: _Read) -> Iterator[RecordedContext]:
@@ -679,5 +697,5 @@ def _attributed(read: _Read) -> Iterator[RecordedContext]:
             found = min(near)[2] if near else None
         turn = read.turns.get(found) if found is not None else None
         # On what is played faster than it was said, the clock tells nothing.
-        at_s = turn.end_s if turn is not None and turn.estimated_end else context.at_s
+        at_s = turn.end_s if turn is not None and turn.id in read.not_live else context.at_s
         yield replace(context, turn_id=found, at_s=at_s)

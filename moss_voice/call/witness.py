@@ -125,10 +125,11 @@ class Witness:
         for doc in resumed:
             self.recorder.tell("turn", partial(_turn, doc, resumed=True))
 
-    def turn(self, doc: DocumentInfo) -> None:
-        """Tell of a turn, or of its correction."""
-        told_s = self._seconds()
-        self.recorder.tell("turn", lambda: {**_turn(doc), "told_s": round(told_s, 3)})
+    def turn(self, doc: DocumentInfo, ended_s: float | None) -> None:
+        """Tell of a turn, or of its correction; when it ended, where somebody knows."""
+        ended = {} if ended_s is None else {"end_s": round(ended_s, 3)}
+        told = {"told_s": round(self._seconds(), 3), **ended}
+        self.recorder.tell("turn", lambda: {**_turn(doc), **told})
 
     def kept(self, turn_id: str, took_ms: float) -> None:
         """Tell how long a turn took to be remembered."""

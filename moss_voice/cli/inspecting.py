@@ -48,6 +48,12 @@ from moss_voice.redaction import PiiRedactor
 __all__ = ["Look", "delete", "inspect", "list_all", "with_changes"]
 
 _SHOWN = 50
+# As long as people would have taken for it, at least.
+_DEMO_S = 120.0
+_REDACTED = (
+    "Card numbers, addresses, phone and id numbers were left out when this file was written, spoken ones"
+    " too. Names and all else that was said are in it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +91,13 @@ class _Found:
     Attributes:
         client: None where that is nowhere.
         unable: Why, then.
+        note: What people should know of the call.
     """
 
     recording: Recording
     client: MossClient | None
     unable: str = ""
+    note: str = ""
 
 
 async def inspect(shell: Shell, look: Look) -> None:
@@ -105,9 +113,9 @@ async def inspect(shell: Shell, look: Look) -> None:
                     raise InvalidArgumentError(f"--against: {note}")
                 comparison = await _compared(shell, engine, settings, look)
             if look.out is not None:
-                _write(shell, look, recording, engine, comparison)
+                _write(shell, look, found, engine, comparison)
             else:
-                await _serve(shell, look, recording, engine, comparison, note)
+                await _serve(shell, look, found, engine, comparison, note)
         finally:
             if engine is not None:
                 await engine.close()
@@ -129,21 +137,27 @@ async def _find(shell: Shell, look: Look) -> AsyncIterator[_Found]:
             "--call, --knowledge and --focus are for a file of calls that is played; a recording holds"
             " its own"
         )
-    demo = kept_demo()
+    cloud, note = None, ""
     if is_file:
-        recording, cloud = read_recording(path), None
+        recording = read_recording(path)
     elif look.what == "demo":
+        demo = kept_demo()
         if demo is None:
             raise RecordingNotFoundError("no demo has been played yet: run `moss-voice demo`")
         recording, cloud = read_recording(demo.recording), str(demo.cloud)
+        note = "The demo's call is made up." + (
+            " It was played faster than life: the times are those of that session."
+            if recording.ended_s < _DEMO_S
+            else ""
+        )
     else:
-        recording, cloud = read_recording(_newest(look)), None
+        recording = read_recording(_newest(look))
     client, unable = _client(shell, recording, cloud)
     if client is None:
-        yield _Found(recording, None, unable)
+        yield _Found(recording, None, unable, note)
         return
     async with client:
-        yield _Found(recording, client)
+        yield _Found(recording, client, note=note)
 
 
 def _newest(look: Look) -> Path:
@@ -283,18 +297,20 @@ def with_changes(settings: Settings, changes: Sequence[str]) -> Settings:
 def _write(
     shell: Shell,
     look: Look,
-    recording: Recording,
+    found: _Found,
     engine: Engine | None,
     comparison: tuple[str, Comparison] | None,
 ) -> None:
+    recording = found.recording
     assert look.out is not None  # noqa: S101 - inspect() looked
     shown = redacted(recording, PiiRedactor()) if look.redact else recording
     text = page(
         shown,
         live=False,
         missing=engine.missing if engine is not None else {},
+        changed=engine.changed if engine is not None else {},
+        note=_REDACTED if look.redact else found.note,
         comparison=comparison,
-        redacted_here=look.redact,
     )
     try:
         look.out.write_text(text, "utf-8")
@@ -315,17 +331,25 @@ def _write(
 async def _serve(
     shell: Shell,
     look: Look,
-    recording: Recording,
+    found: _Found,
     engine: Engine | None,
     comparison: tuple[str, Comparison] | None,
     note: str,
 ) -> None:
+    recording = found.recording
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(NotImplementedError):
             loop.add_signal_handler(number, stop.set)
+    told = [found.note] if found.note else []
+    if note:
+        told.append(f"It can be looked at, not asked again: {note}")
     server = InspectorServer(
-        recording, engine, loop=loop, port=look.port, comparison=comparison, note=note
+        engine or recording,
+        loop,
+        port=look.port,
+        note=" ".join(told),
+        comparison=comparison,
     )
     server.start()
     try:

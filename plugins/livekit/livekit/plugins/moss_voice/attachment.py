@@ -142,6 +142,7 @@ class Attachment:
             return
         self._turns[item.id] = text
         began = item.metrics.get("started_speaking_at")
+        ended = item.metrics.get("stopped_speaking_at")
         metadata: dict[str, str | float] = {}
         typed = False
         if item.role == "assistant":
@@ -158,6 +159,7 @@ class Attachment:
             "agent" if item.role == "assistant" else "caller",
             # Where nobody knows when a spoken turn began, the memory goes by its words.
             at=None if began is None else self._seconds(began),
+            until=None if ended is None else self._seconds(ended),
             interrupted=item.interrupted,
             typed=typed,
             id=item.id,
