@@ -255,10 +255,10 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button.ask");
     if (!button) return;
-    const { query, turn } = button.dataset;
+    const { query, turn, until } = button.dataset;
     form.elements.text.value = query;
     form.elements.is_turn.checked = true;
-    form.elements.until.value = turn === "" ? "" : String(Number(turn) - 1);
+    form.elements.until.value = until;
     const back = $("#search-back");
     back.hidden = turn === "";
     back.href = `#turn-${turn}`;
