@@ -44,6 +44,7 @@ from moss_voice.cloud.log import (
     decode_commit,
     decode_segment,
 )
+from moss_voice.cloud.objects import Store
 from moss_voice.cloud.outbox import Outbox
 from moss_voice.cloud.sealing import Keyring, is_sealed
 from moss_voice.errors import (
@@ -97,7 +98,7 @@ class MossClient:
         project_id: str | None = None,
         project_key: str | None = None,
         *,
-        cloud: str | Path | None = None,
+        cloud: str | Path | Store | None = None,
         cache_path: str | Path | None = None,
         journal_path: str | Path | None = None,
         authenticator: Authenticator | None = None,
@@ -117,7 +118,7 @@ class MossClient:
                 under the platform's data directory. A path or a `file://` URL is a directory too;
                 `s3://`, `gs://` and `az://` are object stores, with the credentials of their usual
                 environment; `http(s)://` is a moss-voice server; `memory://NAME` lives as long as this
-                process.
+                process. A `Store` of your own may be given as it is; who made it closes it.
             cache_path: Where segments and graphs are kept; the platform's cache directory where None.
             journal_path: Where calls are journaled and pushes wait that a cloud did not take; the
                 platform's data directory where None.
@@ -137,15 +138,20 @@ class MossClient:
             on_sent: Told of each segment as it goes to a server: bytes so far, bytes in all.
 
         Raises:
-            InvalidArgumentError: If an encryption key is none.
+            InvalidArgumentError: If an encryption key is none, or a cloud is none of these.
             EncryptionKeyError: If the key file cannot be read.
         """
         self._project_id = project_id or os.environ.get("MOSS_PROJECT_ID") or None
         self._project_key = project_key or os.environ.get("MOSS_PROJECT_KEY") or None
         self._authenticator = authenticator
         where = cloud if cloud is not None else os.environ.get("MOSS_VOICE_CLOUD") or None
+        self._store = where if isinstance(where, Store) else None
+        if not isinstance(where, Store | str | os.PathLike | None):
+            raise InvalidArgumentError(
+                f"cloud: expected a path, a URL or a moss_voice.Store, got {type(where).__name__}"
+            )
         # Absolute, so that a journal names the same cloud from wherever it is recovered.
-        self._where = None if where is None else _absolute(str(where))
+        self._where = _address(where)
         data = Path(platformdirs.user_data_dir("moss_voice", appauthor=False))
         cache = Path(platformdirs.user_cache_dir("moss_voice", appauthor=False))
         self._cache_path = cache if cache_path is None else Path(cache_path)
@@ -221,7 +227,7 @@ class MossClient:
         """Put together where indexes live; the cloud is not asked."""
         opened = partial(
             open_cloud,
-            self._where,
+            self._store or self._where,
             keyring=self._keyring,
             key=self._project_key,
             authenticator=self._authenticator,
@@ -947,7 +953,11 @@ class MossClient:
                 await asyncio.sleep(_POLL_S)
 
 
-def _absolute(where: str) -> str:
+def _address(cloud: str | Path | Store | None) -> str | None:
+    """Return what a cloud is known by: a path is absolute."""
+    if cloud is None or isinstance(cloud, Store):
+        return None if cloud is None else cloud.name
+    where = str(cloud)
     return where if "://" in where else str(Path(where).expanduser().absolute())
 
 

@@ -10,9 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Those that need keys are run by tests of their own.
-NEED_KEYS = {"livekit_agent.py", "pipecat_bot.py"}
-EXAMPLES = sorted(p for p in (ROOT / "examples").glob("*.py") if p.name not in NEED_KEYS)
+# Those that need keys are run by tests of their own, and these by `test_examples_agents.py`.
+NEED_KEYS = ("livekit_agent", "pipecat_bot")
+TOLD_ELSEWHERE = (
+    "custom_model",
+    "escalation_brief",
+    "multi_agent",
+    "multi_tenant_worker",
+    "omni_channel",
+    "own_store",
+    "returning_caller",
+)
+EXAMPLES = sorted(
+    path
+    for path in (ROOT / "examples").glob("*.py")
+    if path.stem not in (*NEED_KEYS, *TOLD_ELSEWHERE)
+)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPETS = [
     (f"{page.name}-{number}", code)
@@ -47,10 +60,26 @@ def run(code: list[str], folder: Path) -> str:
     return done.stdout
 
 
+def quoted(name: str) -> str:
+    """Return what `examples/README.md` quotes of what an example prints."""
+    page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    (quote,) = re.findall(
+        rf"^\| \[{name}\.py\]\({name}\.py\) \| .* \| `(.+)` \|$", page, re.MULTILINE
+    )
+    return str(quote)
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs_and_prints(path: Path, tmp_path: Path) -> None:
-    """Every example runs by itself, without keys or network, and shows something."""
-    assert run([str(path)], tmp_path).strip()
+    """Every example runs by itself, without keys or network, and prints what its page quotes."""
+    assert quoted(path.stem) in run([str(path)], tmp_path)
+
+
+def test_every_example_is_on_their_page() -> None:
+    """`examples/README.md` lists each example once, and nothing else."""
+    page = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[(\w+\.py)\]\(\1\) \|", page, re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])

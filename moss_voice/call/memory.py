@@ -21,7 +21,7 @@ from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,9 @@ _LOOKED_BACK = 2 * TURNS
 # How long somebody who asks for a recording waits for its last lines.
 _SETTLED_S = 5.0
 _PUSH_PAUSES_S = (0.2, 0.5, 1.0)
+
+
+Ending = Literal["pushed", "nothing", "failed", "discarded"]
 
 
 class Counters(NamedTuple):
@@ -223,27 +226,31 @@ class CallMemory:
         self._last_note: Future[None] | None = None
         self._last_noted_ms = 0
         self._end: asyncio.Task[PushIndexResult | None] | None = None
-        self._witness: Witness | None = None
-        if recorder is not None:
-            settings = Settings(
-                top_k,
-                alpha,
-                min_score,
-                max_tokens,
-                deadline_ms,
-                None if focus is None else tuple(focus),
-                tuple(sorted(left_out)),
-            )
-            self._witness = Witness(
-                recorder,
-                session,
-                self._knowledge,
-                self._recalling,
-                settings,
-                hit_of=self._hit,
-                turns_after=self._turns_after,
-                seconds=lambda: self._now() - self._started,
-            )
+        self._ending: Ending | None = None
+        self._witness = None if recorder is None else self._witness_of(recorder, focus, left_out)
+
+    def _witness_of(
+        self, recorder: Recorder, focus: Sequence[str] | None, without: Collection[str]
+    ) -> Witness:
+        settings = Settings(
+            self.top_k,
+            self.alpha,
+            self.min_score,
+            self.max_tokens,
+            self.deadline_ms,
+            None if focus is None else tuple(focus),
+            tuple(sorted(without)),
+        )
+        return Witness(
+            recorder,
+            self.session,
+            self._knowledge,
+            self._recalling,
+            settings,
+            hit_of=self._hit,
+            turns_after=self._turns_after,
+            seconds=lambda: self._now() - self._started,
+        )
 
     @classmethod
     async def open(
@@ -1121,9 +1128,11 @@ class CallMemory:
         if self._last_flush is not None:
             await _done(self._last_flush)
         result, done = None, True
+        ending: Ending = "nothing" if keep else "discarded"
         if keep and (self._turns or self.session.unpushed):
             result = await self._push_patiently()
             done = result is not None and not self._unindexed
+            ending = "failed" if result is None else "pushed"
         with contextlib.suppress(MossError):
             await self.session.close()
         if self._journal is not None:
@@ -1136,7 +1145,16 @@ class CallMemory:
                 self._witness.end(pushed=done)
             else:
                 self._witness.discard()
+        self._ending = ending
         return result
+
+    @property
+    def ending(self) -> Ending | None:
+        """How the call ended; None before.
+
+        Its turns are `pushed`, there was `nothing` to push, the push `failed`, or it was `discarded`.
+        """
+        return self._ending
 
     async def _push_patiently(self) -> PushIndexResult | None:
         for pause_s in (*_PUSH_PAUSES_S, None):
