@@ -163,7 +163,7 @@ def long_recording(turns: int) -> Recording:
         for number in range(1, turns + 1)
     ]
     reasons: tuple[Why, ...] = ("visible", "repeat", "budget", "rank", "min_score", "gate")
-    asked = []
+    asked = list[RecordedContext]()
     for each in said:
         if each.speaker != "caller":
             continue

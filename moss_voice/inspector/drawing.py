@@ -5,7 +5,7 @@ The law: pure functions; what a picture shows is said in words beside it, by `wo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -16,13 +16,12 @@ __all__ = ["Axis", "Bar", "Mark", "Overlap", "Scale", "Segment", "Strip", "axis"
 
 # Width of the pictures that stretch with their place, in their own units.
 _WIDE: Final = 1000
-# How much room a second of a call takes unless somebody zooms.
+# How much room a second of a call takes, unless somebody zooms or the call is short.
 _PX_PER_S: Final = 4.0
-_STEPS_S: Final = (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
+_LEAST_PX: Final = 1000
+_STEPS_S: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
 # Between the labels of two times.
 _LABEL_PX: Final = 72
-# What the axis is fitted to where it is shown whole.
-_WHOLE_PX: Final = 1000
 _DIGIT_PX: Final = 8
 
 _TIMES_PX: Final = 20
@@ -147,7 +146,12 @@ def _row(parts: Sequence[tuple[str, float]], whole: float) -> tuple[Segment, ...
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A turn: `x` and `width` in percent of the axis, the rest in pixels."""
+    """A turn: `x`, `width` and `end` in percent of the axis.
+
+    Attributes:
+        y: In pixels.
+        room: For its number: 2 unless zoomed, 1 when zoomed in, 0 never.
+    """
 
     turn: RecordedTurn
     speaker: str
@@ -155,7 +159,7 @@ class Bar:
     width: float
     y: int
     end: float
-    roomy: bool
+    room: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +231,7 @@ def axis(recording: Recording) -> Axis:
             *(each.at_s for each in recording.lookups),
         ]
     )
-    width = max(320, round(seconds * _PX_PER_S))
+    width = max(_LEAST_PX, round(seconds * _PX_PER_S))
 
     def at(value_s: float) -> float:
         return round(100.0 * min(max(0.0, value_s), seconds) / seconds, 3)
@@ -241,7 +245,9 @@ def axis(recording: Recording) -> Axis:
     bars = []
     for turn in turns:
         x, end = at(turn.start_s), at(turn.end_s)
-        roomy = (end - x) / 100.0 * width > _DIGIT_PX * len(str(turn.number)) + 2
+        px = (end - x) / 100.0 * width
+        needed = _DIGIT_PX * len(str(turn.number)) + 6
+        room = 2 if px > needed else 1 if 2 * px > needed else 0
         bars.append(
             Bar(
                 turn,
@@ -251,7 +257,7 @@ def axis(recording: Recording) -> Axis:
                 round(max(300.0 / width, end - x), 3),
                 lanes[turn.speaker],
                 end,
-                roomy,
+                room,
             )
         )
     events = _TIMES_PX + len(lanes) * _LANE_STEP_PX
@@ -265,7 +271,7 @@ def axis(recording: Recording) -> Axis:
             Overlap(first, second, end_s - start_s, at(start_s), round(at(end_s) - at(start_s), 3))
             for first, second, start_s, end_s in _overlaps(turns)
         ),
-        _times(seconds, at),
+        _times(seconds, width, at),
         tuple(
             Mark(at(each.at_s), context=each, href=f"#context-{each.number}")
             for each in recording.contexts
@@ -295,17 +301,16 @@ def _overlaps(
     return found
 
 
-def _times(seconds: float, at: object) -> tuple[Mark, ...]:
-    assert callable(at)  # noqa: S101 - ours
-    steps = [
-        next((step for step in _STEPS_S if step * px_per_s >= _LABEL_PX), _STEPS_S[-1])
-        for px_per_s in (_WHOLE_PX / seconds, _PX_PER_S, _PX_PER_S * 3)
-    ]
+def _times(seconds: float, width: int, at: Callable[[float], float]) -> tuple[Mark, ...]:
     marks: dict[int, Mark] = {}
-    for level, step in enumerate(steps):
+    for level, px in enumerate((_LEAST_PX, width, 3 * width)):
+        px_per_s = px / seconds
+        step = next((step for step in _STEPS_S if step * px_per_s >= _LABEL_PX), _STEPS_S[-1])
         for time_s in range(0, int(seconds) + 1, step):
             minutes, rest = divmod(time_s, 60)
             hours, minutes = divmod(minutes, 60)
             label = f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-            marks.setdefault(time_s, Mark(at(time_s), label, level))
+            # At the very end there is no room for it.
+            fits = (seconds - time_s) * px_per_s >= _LABEL_PX / 2
+            marks.setdefault(time_s, Mark(at(time_s), label if fits else "", level))
     return tuple(marks[time_s] for time_s in sorted(marks))

@@ -37,24 +37,18 @@
   });
   const usual = Number(axis.dataset.width);
   const box = axis.closest(".scroll");
-  let zoom = 0;
-  const zoomTo = (level) => {
+  const widen = (to) => {
     const middle = (box.scrollLeft + box.clientWidth / 2) / axis.clientWidth;
-    zoom = level === null ? null : Math.max(-4, Math.min(4, level));
-    const width = zoom === null ? box.clientWidth : Math.max(box.clientWidth, Math.round(usual * 2 ** zoom));
-    axis.setAttribute("width", zoom === null ? "100%" : width);
+    const width = Math.round(Math.min(usual * 16 + box.clientWidth, Math.max(box.clientWidth, to)));
+    axis.setAttribute("width", width <= box.clientWidth ? "100%" : width);
     axis.classList.toggle("near", width >= usual * 2);
     axis.classList.toggle("whole", width < usual * 0.75);
     axis.classList.toggle("crowded", width < usual * 0.75);
     box.scrollLeft = middle * width - box.clientWidth / 2;
   };
   for (const button of all("[data-zoom]")) {
-    button.addEventListener("click", () => {
-      const to = button.dataset.zoom;
-      if (to === "whole") return zoomTo(null);
-      const from = zoom ?? Math.log2(box.clientWidth / usual);
-      zoomTo(to === "in" ? Math.floor(from + 1.01) : Math.ceil(from - 1.01));
-    });
+    const by = { whole: 0, out: 0.5, in: 2 }[button.dataset.zoom];
+    button.addEventListener("click", () => widen(axis.clientWidth * by));
   }
 
   // --- the transcript ---
@@ -261,10 +255,10 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button.ask");
     if (!button) return;
-    const { query, turn } = button.dataset;
+    const { query, turn, until } = button.dataset;
     form.elements.text.value = query;
     form.elements.is_turn.checked = true;
-    form.elements.until.value = turn === "" ? "" : String(Number(turn) - 1);
+    form.elements.until.value = until;
     const back = $("#search-back");
     back.hidden = turn === "";
     back.href = `#turn-${turn}`;

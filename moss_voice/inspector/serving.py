@@ -304,19 +304,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _told(self) -> Mapping[str, Any] | None:
         """Return the body as a JSON object; None where it has been refused."""
+        fault, told = self._read()
+        if fault is not None:
+            self._refuse(fault)
+        return told
+
+    def _read(self) -> tuple[HTTPStatus | None, Mapping[str, Any] | None]:
         # A form of another page cannot send this type without being asked first.
         if self.headers.get_content_type() != "application/json":
-            return self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+            return HTTPStatus.UNSUPPORTED_MEDIA_TYPE, None
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
-            return self._refuse(HTTPStatus.LENGTH_REQUIRED)
+            return HTTPStatus.LENGTH_REQUIRED, None
         if len(length) > 9 or int(length) > _MOST_BYTES:
-            return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None
         try:
             told = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError):
             told = None
-        return told if isinstance(told, dict) else self._refuse(HTTPStatus.BAD_REQUEST)
+        return (None, told) if isinstance(told, dict) else (HTTPStatus.BAD_REQUEST, None)
 
     def _refuse(self, status: HTTPStatus) -> None:
         self._send(status, f"{status.value} {status.phrase}\n".encode(), "text/plain")
@@ -331,7 +337,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+    def send_error(self, code: int, *_: object, **__: object) -> None:
         """Refuse what is no request, without repeating it."""
         self._refuse(HTTPStatus(code))
 

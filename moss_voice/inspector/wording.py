@@ -67,21 +67,25 @@ def verdict(context: RecordedContext) -> str:
     return f"{told}, prefetched" if context.prefetched != "no" else told
 
 
+_PREPARED: Final = {
+    "hits": "Prefetch hit: an interim had the same words, so it was embedded and searched before the final came.",
+    "vector": "Prefetch of the embedding: an interim held nearly all of the words; only the search was left.",
+}
+
+
 def prefetched(context: RecordedContext) -> str:
     """Say what an interim had prepared."""
     if context.outcome == "skipped":
         return ""
     if context.again:
         return "Answered from memory: the same was asked for an earlier draft, and nothing changed since."
-    if context.prefetched == "hits":
-        return "Prefetch hit: an interim had the same words, so it was embedded and searched before the final came."
-    if context.prefetched == "vector":
-        return "Prefetch of the embedding: an interim held nearly all of the words; only the search was left."
-    if context.interims == 1:
-        return "Prefetch miss: the one interim was not near enough to the final."
-    if context.interims:
-        return f"Prefetch miss: of {context.interims} interims none was near enough to the final."
-    return "Nothing prefetched: no interim came before the final."
+    if context.prefetched != "no":
+        return _PREPARED[context.prefetched]
+    if not context.interims:
+        return "Nothing prefetched: no interim came before the final."
+    which = "the one interim" if context.interims == 1 else f"none of {context.interims} interims"
+    was = "was not" if context.interims == 1 else "was"
+    return f"Prefetch miss: {which} {was} near enough to the final."
 
 
 def _whole_ms(took_ms: float) -> str:
