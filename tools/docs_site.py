@@ -9,6 +9,7 @@ repository's files in the pages.
 from __future__ import annotations
 
 import ast
+import html
 import posixpath
 import re
 from collections.abc import Iterator
@@ -25,14 +26,18 @@ __all__ = ["ARRIVING", "BORROWED", "command_line", "examples", "on_files", "on_p
 ROOT: Final = Path(__file__).resolve().parent.parent
 
 # Pages of the site that are files elsewhere in the repository.
-BORROWED: Final = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
+BORROWED: Final = {
+    "README.md": "readme.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "moss_voice/models/minilm/MODEL_CARD.md": "model-card.md",
+}
 EXAMPLES: Final = "examples.md"
 # Pages that the navigation names and that are still being written.
 ARRIVING: Final = ("dashboard.md", "inspector.md", "observability.md")
 
 _LINK: Final = re.compile(r"(?<=\]\()(?P<path>[^()\s#:]+)(?P<anchor>#[^()\s]*)?(?=\))")
 _COMMANDS: Final = "<!-- the commands -->"
-_STYLE: Final = re.compile(r"`")
 
 
 # --- what mkdocs calls ---------------------------------------------------------------------------
@@ -153,11 +158,12 @@ def _rows(command: Any, context: click.Context, *, shared: bool) -> Iterator[str
         record = param.get_help_record(context)
         if record is not None:
             names, told = record
-            yield f"| `{_cell(names)}` | {_cell(_prose(told))} |"
+            # As HTML, since a code span of Markdown shows the backslash that a table wants before a pipe.
+            yield f"| <code>{_cell(html.escape(names))}</code> | {_cell(_prose(told))} |"
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split()).replace("|", "&#124;")
 
 
 def _prose(text: str) -> str:
