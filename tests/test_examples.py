@@ -1,8 +1,7 @@
-"""What the documents show runs as it stands."""
+"""The examples run as they stand; `tests/test_docs.py` runs what the documents show."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +12,6 @@ ROOT = Path(__file__).parents[1]
 # Those that need keys are run by tests of their own.
 NEED_KEYS = {"livekit_agent.py", "pipecat_bot.py"}
 EXAMPLES = sorted(p for p in (ROOT / "examples").glob("*.py") if p.name not in NEED_KEYS)
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SNIPPETS = [
-    (f"{page.name}-{number}", code)
-    for page in PAGES
-    for number, code in enumerate(
-        re.findall(
-            r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-        )
-    )
-]
-
 
 # Pipecat's own, as it is imported.
 HOSTS_OWN = [
@@ -51,19 +39,6 @@ def run(code: list[str], folder: Path) -> str:
 def test_example_runs_and_prints(path: Path, tmp_path: Path) -> None:
     """Every example runs by itself, without keys or network, and shows something."""
     assert run([str(path)], tmp_path).strip()
-
-
-@pytest.mark.parametrize(("name", "code"), SNIPPETS, ids=[name for name, _ in SNIPPETS])
-def test_snippet_runs(name: str, code: str, tmp_path: Path) -> None:
-    """Every Python block of the README and the docs runs as printed."""
-    script = tmp_path / "snippet.py"
-    script.write_text(code, encoding="utf-8")
-    run([str(script)], tmp_path)
-
-
-def test_readme_shows_python() -> None:
-    """The README has Python to run: the test above cannot pass for want of any."""
-    assert any(name.startswith("README") for name, _ in SNIPPETS)
 
 
 def test_quickstart_recalls_what_it_claims(tmp_path: Path) -> None:

@@ -43,12 +43,13 @@ _COMMANDS: Final = "<!-- the commands -->"
 # --- what mkdocs calls ---------------------------------------------------------------------------
 
 
-def on_nav(nav: Any, *, config: MkDocsConfig, files: Files) -> None:
+def on_nav(_nav: Any, *, config: MkDocsConfig, **_: Any) -> None:
     """Let the reference read our own packages alone.
 
     LiveKit's agents share the namespace of our plugin, and are ten times its size.
     """
-    handler = config.plugins["mkdocstrings"].get_handler("python")
+    reference: Any = config.plugins["mkdocstrings"]
+    handler = reference.get_handler("python")
     handler._paths = [str(ROOT / path) for path in handler.config.paths]  # noqa: SLF001 - no setting does
 
 
@@ -68,17 +69,21 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         made[page] = (ROOT / name).read_text(encoding="utf-8")
     for page in ARRIVING:
         if files.get_file_from_path(page) is None:
-            made[page] = f"# {page.removesuffix('.md').capitalize()}\n\nThis page is being written.\n"
+            made[page] = (
+                f"# {page.removesuffix('.md').capitalize()}\n\nThis page is being written.\n"
+            )
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
     return files
 
 
-def on_page_markdown(markdown: str, *, page: Any, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Point the links of a page to the site's own copy of a file, and fill in the commands."""
     if _COMMANDS in markdown:
         markdown = markdown.replace(_COMMANDS, command_line())
     source = page.file.src_uri
+    if source == "index.md":
+        page.meta["hide"] = ["navigation"]  # it has the map itself
     borrowed = {there: here for here, there in BORROWED.items()}
     folder = posixpath.dirname(borrowed.get(source) or f"docs/{source}")
     here = posixpath.dirname(source)
@@ -139,9 +144,9 @@ def _described(command: Any, name: str, parent: click.Context | None) -> Iterato
     yield f"```text\n{context.command_path} {pieces}\n```\n"
     rows = list(_rows(command, context, shared=parent is not None))
     if rows:
-        yield "| | |\n| --- | --- |"
+        yield '<div class="options" markdown>\n\n| | |\n| --- | --- |'
         yield from rows
-        yield ""
+        yield "\n</div>\n"
     for below in command.list_commands(context) if hasattr(command, "list_commands") else ():
         child = command.get_command(context, below)
         if child is not None and not child.hidden:
