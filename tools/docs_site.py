@@ -1,7 +1,7 @@
 """The parts of the documentation site that are made as it is built (see `mkdocs.yml`).
 
 The law: a page in `docs/` reads well on GitHub as it is. What only the site has comes from here: the
-reference of the command line, read from the real commands; the examples, the changelog and the guide for
+reference of the command line and the table of errors, read from the program; the examples, the changelog and the guide for
 contributors, which live elsewhere in the repository; and links to them, which are relative to the
 repository's files in the pages.
 """
@@ -21,7 +21,19 @@ import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-__all__ = ["ARRIVING", "BORROWED", "command_line", "examples", "on_files", "on_page_markdown"]
+from moss_voice import errors
+
+__all__ = [
+    "ARRIVING",
+    "BORROWED",
+    "command_line",
+    "error_codes",
+    "examples",
+    "on_files",
+    "on_nav",
+    "on_page_markdown",
+    "on_post_build",
+]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -38,6 +50,7 @@ ARRIVING: Final = ("dashboard.md", "inspector.md", "observability.md")
 
 _LINK: Final = re.compile(r"(?<=\]\()(?P<path>[^()\s#:]+)(?P<anchor>#[^()\s]*)?(?=\))")
 _COMMANDS: Final = "<!-- the commands -->"
+_ERRORS: Final = "<!-- the errors -->"
 
 
 # --- what mkdocs calls ---------------------------------------------------------------------------
@@ -81,6 +94,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Point the links of a page to the site's own copy of a file, and fill in the commands."""
     if _COMMANDS in markdown:
         markdown = markdown.replace(_COMMANDS, command_line())
+    if _ERRORS in markdown:
+        markdown = markdown.replace(_ERRORS, error_codes())
     source = page.file.src_uri
     if source == "index.md":
         page.meta["hide"] = ["navigation"]  # it has the map itself
@@ -122,6 +137,19 @@ def examples() -> str:
 def _anchor(name: str) -> str:
     """Return the anchor of an example's heading."""
     return name.lower().replace(".", "")
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def error_codes() -> str:
+    """Return a table of the errors: their codes, and the builtins that catch them."""
+    rows = ["| error | `code` | also a |\n| --- | --- | --- |"]
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        builtin = next((base for base in kind.__mro__ if base.__module__ == "builtins"), Exception)
+        rows.append(f"| `{name}` | `{kind.code}` | `{builtin.__name__}` |")
+    return "\n".join(rows)
 
 
 # --- the command line ----------------------------------------------------------------------------
