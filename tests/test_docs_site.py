@@ -137,7 +137,8 @@ def test_the_reference_is_whole(site: Path) -> None:
         if name == "__version__":
             continue
         home = homes.get(name, "moss_voice.types")
-        assert f"{home}.{name}" in known or f"moss_voice.{name}" in known, name
+        found = f"{home}.{name}" in known or f"moss_voice.{name}" in known
+        assert found, f"no page in docs/api/ has `::: {home}.{name}`"
     for name in errors.__all__:
         assert f"moss_voice.errors.{name}" in known, name
     for method in vars(moss_voice.MossClient):
@@ -199,6 +200,7 @@ def test_what_is_made_of_links() -> None:
     assert turned("api/live.md", "[a](../../CONTRIBUTING.md)") == "[a](../contributing.md)"
     assert turned("readme.md", "[a](docs/call.md)") == "[a](call.md)"
     assert turned("readme.md", "[a](examples/x_y.py)") == "[a](examples.md#x_ypy)"
+    assert turned("examples.md", "[a](x_y.py)") == "[a](examples.md#x_ypy)"
     assert turned("call.md", "[a](b.md) [c](https://d.example/)") == (
         "[a](b.md) [c](https://d.example/)"
     )

@@ -99,7 +99,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     source = page.file.src_uri
     if source == "index.md":
         page.meta["hide"] = ["navigation"]  # it has the map itself
-    borrowed = {there: here for here, there in BORROWED.items()}
+    borrowed = {EXAMPLES: "examples/README.md", **{page: name for name, page in BORROWED.items()}}
     folder = posixpath.dirname(borrowed.get(source) or f"docs/{source}")
     here = posixpath.dirname(source)
 
@@ -123,10 +123,10 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def examples() -> str:
-    """Return a page with every example, whole, under the first sentence of its docstring."""
-    parts = [
-        "# Examples\n\nWhole programs from `examples/` of the repository. The tests run each of them.\n"
-    ]
+    """Return their README, and every example, whole, under the first sentence of its docstring."""
+    about = ROOT / "examples" / "README.md"
+    head = "# Examples\n\nWhole programs from `examples/` of the repository. The tests run each of them.\n"
+    parts = [about.read_text(encoding="utf-8") if about.exists() else head]
     for path in sorted((ROOT / "examples").glob("*.py")):
         code = path.read_text(encoding="utf-8")
         told = (ast.get_docstring(ast.parse(code)) or "").partition("\n\n")[0].replace("\n", " ")
