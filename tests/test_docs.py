@@ -59,10 +59,14 @@ DATA = {"json", "jsonl", "csv", "markdown", "yaml", "ini"}
 SHELL = {"sh", "console"}
 LANGUAGES = {"python", "text", *SHELL, *DATA}
 MARK = re.compile(
-    r"file: (?P<file>[\w.-]+)|needs: (?P<needs>livekit|pipecat)|output(?P<sample>: sample)?"
+    r"file: (?P<file>[\w.-]+)|needs: (?P<needs>inspector|livekit|pipecat)|output(?P<sample>: sample)?"
     r"|not run: (?P<reason>\S.{8,})"
 )
-MODULES = {"livekit": "livekit.agents", "pipecat": "pipecat.pipeline.pipeline"}
+MODULES = {
+    "inspector": "moss_voice.inspector",
+    "livekit": "livekit.agents",
+    "pipecat": "pipecat.pipeline.pipeline",
+}
 BLOCK = re.compile(
     r"(?:^<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<language>[^\n]*)\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
