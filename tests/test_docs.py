@@ -52,8 +52,8 @@ README_MARKS = {
 # Shell that has a test of its own.
 ELSEWHERE = {"docs/cloud.md": "tests/test_docs_cloud.py"}
 # More than these many blocks may not go unrun or uncompared.
-MOST_NOT_RUN = 12
-MOST_SAMPLES = 16
+MOST_NOT_RUN = 10
+MOST_SAMPLES = 10
 
 DATA = {"json", "jsonl", "csv", "markdown", "yaml", "ini"}
 SHELL = {"sh", "console"}
