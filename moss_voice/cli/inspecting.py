@@ -144,7 +144,8 @@ async def _find(shell: Shell, look: Look) -> AsyncIterator[_Found]:
         demo = kept_demo()
         if demo is None:
             raise RecordingNotFoundError("no demo has been played yet: run `moss-voice demo`")
-        recording, cloud = read_recording(demo.recording), str(demo.cloud)
+        cloud = str(demo.cloud)
+        recording = replace(read_recording(demo.recording), cloud=cloud)
         note = "The demo's call is made up." + (
             " It was played faster than life: the times are those of that session."
             if recording.ended_s < _DEMO_S
