@@ -491,3 +491,6 @@ def test_the_documented_turn_is_the_real_one(live: InspectorServer) -> None:
     sums = re.findall(r"faq#([\w-]+)</a>.*?rank <b>([\d.]+)</b>", turn_14, re.DOTALL)[:3]
     assert sums[1] == ("when-can-an-engineer-come", "0.40")
     assert sums[2] == ("what-is-a-line-test", "0.39")
+    again = {"text": context.query, "until": context.last_turn, "is_turn": True, "alpha": 1.0}
+    found = re.findall(r"faq#([\w-]+)</a>", ask(live, "search", again)[1])
+    assert found[:2] == ["how-long-does-installation-take", "when-can-an-engineer-come"]
