@@ -88,6 +88,23 @@ async def test_asked_again_as_it_was_a_call_finds_the_same(engine: Engine) -> No
         assert after.outcome == before.outcome
 
 
+async def test_a_turn_is_asked_again_just_as_it_was(engine: Engine) -> None:
+    """One by one, too: the same hits by the same scores; another setting changes them, other words are refused."""
+    settings = engine.recording.settings
+    asked = [context for context in engine.recording.contexts if context.outcome == "ok"]
+    for before in asked:
+        answer = await engine.ask(
+            Question(before.query, settings, is_turn=True, context=before.number)
+        )
+        assert [(hit.id, round(hit.parts.total, 3)) for hit in answer.hits] == ranked(before)
+        assert answer.text == before.text
+    number = asked[-1].number
+    with pytest.raises(InvalidArgumentError, match="the text that it was asked for"):
+        await engine.ask(Question("other words", settings, context=number))
+    with pytest.raises(InvalidArgumentError, match="context: expected a number"):
+        await engine.ask(Question("words", settings, context=99))
+
+
 async def test_with_another_alpha_it_finds_what_a_call_finds(engine: Engine, stage: Stage) -> None:
     """The re-run is no estimate: a real call with that setting has the same hits, and they differ."""
     settings = replace(engine.recording.settings, alpha=0.3)

@@ -68,6 +68,8 @@ class Question:
         until: As the call was after the turn of this number; at its end where None.
         is_turn: True where it stands for what the caller says then: the gate stands before the
             knowledge. False where it is asked for its own sake.
+        context: The number of a recorded context of this text, to be asked just as that was: without
+            what the LLM saw, and by the interim that served; `until` is not looked at then.
     """
 
     text: str
@@ -77,6 +79,7 @@ class Question:
     scope: Literal["all", "call", "knowledge"] = "all"
     until: int | None = None
     is_turn: bool = False
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,18 +270,51 @@ class Engine:
             raise InvalidArgumentError(f"until: expected the number of a turn, 0 to {last}")
         if not question.text.strip():
             raise InvalidArgumentError("expected some words to look for")
-        asked = _Asked(
-            question.text,
-            question.settings,
-            until,
-            self._current(question.text, until) if question.is_turn else (),
-            is_turn=question.is_turn,
-            is_asked=not question.is_turn,
+        if question.context is not None:
+            asked = self._again(self._context_of(question), question.settings)
+        else:
+            asked = _Asked(
+                question.text,
+                question.settings,
+                until,
+                self._current(question.text, until) if question.is_turn else (),
+                is_turn=question.is_turn,
+                is_asked=not question.is_turn,
+            )
+        asked = asked._replace(
             condition=parse_filter(question.filter),
             focus_on=question.focus_on,
             scope=question.scope,
         )
-        return await in_worker(self._answer, await self._state(until), asked)
+        return await in_worker(self._answer, await self._state(asked.until), asked)
+
+    def _context_of(self, question: Question) -> RecordedContext:
+        number = question.context or 0
+        if not 1 <= number <= len(self.recording.contexts):
+            raise InvalidArgumentError(
+                f"context: expected a number of 1 to {len(self.recording.contexts)}"
+            )
+        context = self.recording.contexts[number - 1]
+        # A field of a page holds no line ends.
+        if context.query.split() != question.text.split():
+            raise InvalidArgumentError("context: expected the text that it was asked for")
+        return context
+
+    def _again(self, context: RecordedContext, settings: Settings) -> _Asked:
+        """Return what a context asked, as it did."""
+        until = self._known_at(context)
+        return _Asked(
+            # Hits that were ready had been found for the interim, whose signs may be others.
+            context.interim if context.prefetched == "hits" else context.query,
+            settings,
+            until,
+            self._current(context.query, until) if context.is_turn else (),
+            visible=context.visible,
+            seen=context.seen,
+            is_turn=context.is_turn,
+            embedded=context.interim,
+            ahead=context.prefetched == "hits",
+        )
 
     async def rerun(
         self, settings: Settings, *, on_progress: Progress | None = None
@@ -305,20 +341,8 @@ class Engine:
                 top_k=context.top_k if own_k else settings.top_k,
                 max_tokens=context.budget if own_budget else settings.max_tokens,
             )
-            until = self._known_at(context)
-            asked = _Asked(
-                # Hits that were ready had been found for the interim, whose signs may be others.
-                context.interim if context.prefetched == "hits" else context.query,
-                used,
-                until,
-                self._current(context.query, until) if context.is_turn else (),
-                visible=context.visible,
-                seen=context.seen,
-                is_turn=context.is_turn,
-                embedded=context.interim,
-                ahead=context.prefetched == "hits",
-            )
-            answer = await in_worker(self._answer, await self._state(until), asked)
+            asked = self._again(context, used)
+            answer = await in_worker(self._answer, await self._state(asked.until), asked)
             again.append(_replaced(context, used, answer))
             if on_progress is not None:
                 on_progress(done, len(self.recording.contexts))

@@ -173,11 +173,15 @@
 
   const form = $("#search-form");
   const handNames = () => all("#names .name").map((name) => name.textContent);
+  // What the form held when a turn's button filled it in: as long as it stands, the turn is asked just as it was.
+  let again = null;
   const searchNow = () => {
     const told = { ...settings(form), text: form.elements.text.value, scope: form.elements.scope.value };
     if (!told.text.trim()) return;
     told.is_turn = form.elements.is_turn.checked;
     if (form.elements.until.value !== "") told.until = Number(form.elements.until.value);
+    const stands = again && told.is_turn && told.text === again.query && form.elements.until.value === again.until;
+    if (stands) told.context = again.context;
     if (form.elements.filter.value.trim()) told.filter = form.elements.filter.value;
     if (form.elements.by_hand.checked) told.focus_on = handNames();
     return ask("search", told);
@@ -255,10 +259,12 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button.ask");
     if (!button) return;
-    const { query, turn, until } = button.dataset;
+    const { query, turn, until, context } = button.dataset;
     form.elements.text.value = query;
     form.elements.is_turn.checked = true;
     form.elements.until.value = until;
+    // As the field holds it: line ends of a text are no part of it.
+    again = { query: form.elements.text.value, until: form.elements.until.value, context: Number(context) };
     const back = $("#search-back");
     back.hidden = turn === "";
     back.href = `#turn-${turn}`;

@@ -357,6 +357,7 @@ def _question(told: Mapping[str, Any], recording: Recording) -> Question:
         scope,
         None if until is None else _whole("until", until),
         told.get("is_turn") is True,
+        None if told.get("context") is None else _whole("context", told["context"]),
     )
 
 
