@@ -193,6 +193,7 @@ def test_recorded_calls_are_listed_opened_by_name_and_deleted(home: Home, tmp_pa
         in home.run("recordings", "delete", "other", "--yes", expect=3).stderr
     )
     home.run("recordings", "delete", "call-7", "--older-than", "1d", "--yes")
+    home.run("recordings", "delete", "--older-than", "1d", "--yes")
     assert path.exists()
     assert home.told("recordings", "delete", "call-7", "--yes") == {"deleted": [str(path)]}
     assert not path.exists()

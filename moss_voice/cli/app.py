@@ -362,8 +362,8 @@ def _recordings_delete(
     """Delete recordings of some calls, or of all."""
     from moss_voice.cli import inspecting
 
-    if bool(calls) == everything:
-        raise typer.BadParameter("expected ids of calls, or --all", param_hint="CALL")
+    if (bool(calls) and everything) or not (calls or everything or older_than is not None):
+        raise typer.BadParameter("expected ids of calls, --all or --older-than", param_hint="CALL")
     _asked(yes)
     shell.run(
         inspecting.delete(
