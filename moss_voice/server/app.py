@@ -34,6 +34,7 @@ from moss_voice.server.refusals import (
     on_refusal,
 )
 from moss_voice.server.routes import documents, health, indexes, projects, segments
+from moss_voice.server.search import Searcher
 from moss_voice.server.settings import Settings
 from moss_voice.server.state import State
 
@@ -47,6 +48,7 @@ _BODIES = (
     answers.DeleteDocuments,
     answers.JobRecord,
     answers.MergeDocuments,
+    answers.SearchRequest,
     answers.TokenRequest,
     Commit,
 )
@@ -69,6 +71,7 @@ def create_app(
     cloud = Cloud(log)
     quota = Quota(log, most=settings.limits.max_indexes)
     hub = Hub(log, settings)
+    library = Library(cloud, settings.limits, on_version=hub.notify)
     here = State(
         log=log,
         cloud=cloud,
@@ -77,7 +80,8 @@ def create_app(
         quota=quota,
         intake=Intake(log, settings, quota=quota),
         hub=hub,
-        library=Library(cloud, settings.limits, on_version=hub.notify),
+        library=library,
+        searcher=Searcher(library, most_bytes=settings.search_bytes),
         readiness=Readiness(log),
         metrics=Metrics(subscribers=lambda: len(hub)),
         large_bodies=asyncio.Semaphore(_LARGE_BODIES),

@@ -22,6 +22,7 @@ from moss_voice.server.observe import Metrics
 from moss_voice.server.quota import Quota
 from moss_voice.server.readiness import Readiness
 from moss_voice.server.refusals import Refusal, note
+from moss_voice.server.search import Searcher
 from moss_voice.server.settings import Limits, Settings
 
 __all__ = ["Here", "Reader", "State", "Writer", "errors"]
@@ -39,6 +40,7 @@ class State:
     intake: Intake
     hub: Hub
     library: Library
+    searcher: Searcher
     readiness: Readiness
     metrics: Metrics
     large_bodies: asyncio.Semaphore
