@@ -134,11 +134,21 @@ class Objects:
 
         return parts()
 
-    async def listing(self, folder: str, *, after: str | None = None) -> list[Found]:
-        """Return a folder's objects, those after a file name where given, in no order."""
+    async def listing(
+        self, folder: str, *, after: str | None = None, most: int | None = None
+    ) -> list[Found]:
+        """Return a folder's objects in no order: those after a file name, and no more than so many, where given."""
         with _translated(f"list {self.name}"):
             offset = None if after is None else f"{folder}/{after}"
-            found = await obstore.list(self._store, folder, offset=offset).collect_async()
+            listed = obstore.list(self._store, folder, offset=offset)
+            if most is None:
+                found = await listed.collect_async()
+            else:
+                found = []
+                async for part in listed:
+                    found += part
+                    if len(found) >= most:
+                        break
             return [
                 Found(
                     meta["path"].rpartition("/")[2],
@@ -146,7 +156,7 @@ class Objects:
                     meta["last_modified"],
                     meta["e_tag"],
                 )
-                for meta in found
+                for meta in found[:most]
             ]
 
     async def folders(self, folder: str) -> list[str]:

@@ -18,6 +18,9 @@ from moss_voice.cloud.store import ObjectLog
 from moss_voice.errors import MossError
 from moss_voice.server import answers, page
 from moss_voice.server.access import Gate
+from moss_voice.server.dashboard import faults
+from moss_voice.server.dashboard import site as dashboard
+from moss_voice.server.dashboard.faults import Handler
 from moss_voice.server.documents import Library
 from moss_voice.server.events import Hub
 from moss_voice.server.intake import Intake
@@ -55,7 +58,11 @@ _BODIES = (
 
 
 def create_app(
-    log: ObjectLog, settings: Settings | None = None, *, with_metrics: bool = True
+    log: ObjectLog,
+    settings: Settings | None = None,
+    *,
+    with_metrics: bool = True,
+    with_dashboard: bool = True,
 ) -> FastAPI:
     """Make a server's application.
 
@@ -63,6 +70,7 @@ def create_app(
         log: Where everything is kept; nothing else is, so several may serve one store.
         settings: What it takes, and how long it waits.
         with_metrics: False where `/metrics` is served on a port of its own.
+        with_dashboard: False for the API alone.
 
     Returns:
         The application; `app.state.moss_voice` holds its parts.
@@ -119,10 +127,16 @@ def create_app(
     ):
         app.include_router(router)
     page.add_to(app)
-    app.add_exception_handler(Refusal, on_refusal)
-    app.add_exception_handler(MossError, on_moss_error)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(RequestValidationError, on_invalid_request)
+    handlers: dict[type[Exception], Handler] = {
+        Refusal: on_refusal,
+        MossError: on_moss_error,
+        HTTPException: on_http_error,
+        RequestValidationError: on_invalid_request,
+    }
+    if with_dashboard:
+        dashboard.add_to(app)
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, faults.as_page(handler) if with_dashboard else handler)
     app.add_middleware(Lingering)
     app.add_middleware(Observer, metrics=here.metrics)
     app.add_middleware(RawPaths)
