@@ -176,8 +176,13 @@ class ObjectLog(Log):
             )
         return commit
 
-    async def history(self, project: str, index: str) -> list[Commit]:
+    async def history(self, project: str, index: str, *, most: int | None = None) -> list[Commit]:
         """Return the versions that are still kept, oldest first; none where the index is deleted.
+
+        Args:
+            project: The project's id.
+            index: The index's name.
+            most: Of more than so many the newest.
 
         Raises:
             CorruptDataError: If one of them is damaged.
@@ -187,6 +192,8 @@ class ObjectLog(Log):
             return []
         folder = _folder(project, index)
         versions = [entry.version for entry in await self._entries(folder) if entry.size_bytes]
+        if most is not None:
+            versions = versions[-most:]
         found = await together(self._read_commit(folder, version) for version in versions)
         return [
             commit

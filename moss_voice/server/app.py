@@ -40,6 +40,7 @@ from moss_voice.server.routes import documents, health, indexes, projects, segme
 from moss_voice.server.search import Searcher
 from moss_voice.server.settings import Settings
 from moss_voice.server.state import State
+from moss_voice.server.traffic import Traffic
 
 __all__ = ["create_app"]
 
@@ -92,6 +93,7 @@ def create_app(
         searcher=Searcher(library, most_bytes=settings.search_bytes),
         readiness=Readiness(log),
         metrics=Metrics(subscribers=lambda: len(hub)),
+        traffic=Traffic(),
         large_bodies=asyncio.Semaphore(_LARGE_BODIES),
     )
 
@@ -134,11 +136,11 @@ def create_app(
         RequestValidationError: on_invalid_request,
     }
     if with_dashboard:
-        dashboard.add_to(app)
+        dashboard.add_to(app, with_metrics=with_metrics)
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, faults.as_page(handler) if with_dashboard else handler)
     app.add_middleware(Lingering)
-    app.add_middleware(Observer, metrics=here.metrics)
+    app.add_middleware(Observer, metrics=here.metrics, traffic=here.traffic)
     app.add_middleware(RawPaths)
     app.openapi = _described(app)  # type: ignore[method-assign]
     return app

@@ -54,6 +54,7 @@ _FILTERS: Final = 4
 _LOOKED_AT: Final = 1000
 _MOST_FIELDS: Final = 50
 _MOST_VALUES: Final = 12
+_SHORT: Final = 200
 
 
 @dataclass(eq=False)
@@ -152,7 +153,7 @@ class Library:
         return Page(documents, len(found), commit.version, after if more else None)
 
     async def fields(self, project: str, index: str) -> dict[str, list[MetadataValue]]:
-        """Return metadata fields of an index's first documents, each with a few of its values."""
+        """Return metadata fields of an index's first documents, each with a few of its short values."""
         commit = await self.readable(project, index)
         texts = await self._texts(project, commit)
         if texts.fields is None:
@@ -412,10 +413,12 @@ def _fields(lines: Sequence[bytes]) -> dict[str, list[MetadataValue]]:
     found: dict[str, list[MetadataValue]] = {}
     for line in lines:
         for name, value in _metadata(line).items():
-            if name in found or len(found) < _MOST_FIELDS:
-                values = found.setdefault(name, [])
-                if len(values) < _MOST_VALUES and value not in values:
-                    values.append(value)
+            if len(name) > _SHORT or (name not in found and len(found) == _MOST_FIELDS):
+                continue
+            values = found.setdefault(name, [])
+            is_short = not isinstance(value, str) or len(value) <= _SHORT
+            if is_short and len(values) < _MOST_VALUES and value not in values:
+                values.append(value)
     return found
 
 

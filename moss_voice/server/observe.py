@@ -21,6 +21,7 @@ from prometheus_client.process_collector import ProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moss_voice.server.refusals import answer
+from moss_voice.server.traffic import Traffic
 
 __all__ = ["JsonLines", "Metrics", "Observer"]
 
@@ -101,10 +102,11 @@ class Observer:
     What nobody caught ends here, as an answer that tells nothing.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
-        """Take the application to watch."""
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, traffic: Traffic) -> None:
+        """Take the application to watch, and what counts for operators and for each project."""
         self._app = app
         self._metrics = metrics
+        self._traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and watch."""
@@ -132,8 +134,17 @@ class Observer:
         route = getattr(scope.get("route"), "path", "none")
         status = watched.status or 499  # the client went away before there was an answer
         self._metrics.requests.labels(method, route, str(status)).inc()
-        if not route.endswith("/events"):
+        is_stream = route.endswith("/events")
+        if not is_stream:
             self._metrics.seconds.labels(method, route).observe(took_s)
+        state = scope.get("state", {})
+        let_in = state.get("told", {}).get("project")
+        asked = let_in or state.get("asked")
+        # Who looks at the numbers does not change them.
+        if asked is not None and route.startswith("/v1"):
+            self._traffic.count(
+                asked, status, None if is_stream else took_s, is_known=let_in is not None
+            )
         told: dict[str, Any] = {
             "request": watched.id,
             "method": method,
@@ -143,7 +154,7 @@ class Observer:
             "bytes_in": watched.bytes_in,
             "bytes_out": watched.bytes_out,
         }
-        told.update(scope.get("state", {}).get("told", {}))
+        told.update(state.get("told", {}))
         requests.info("request", extra={"told": told})
 
 

@@ -16,10 +16,11 @@ from moss_voice.errors import InvalidArgumentError
 from moss_voice.server.answers import SearchRequest
 from moss_voice.server.conditions import condition_of_text
 from moss_voice.server.dashboard import listing
-from moss_voice.server.dashboard.doors import Visit, Visitor, VisitorsForm
-from moss_voice.server.dashboard.showing import page
+from moss_voice.server.dashboard.doors import Form, Visit, Visitor, VisitorsForm, WritersForm
+from moss_voice.server.dashboard.showing import address, page
 from moss_voice.server.names import NO_NAME
 from moss_voice.server.refusals import Refusal
+from moss_voice.server.routes import indexes as routes
 from moss_voice.server.search import Found
 from moss_voice.server.state import Here, State
 
@@ -29,6 +30,8 @@ router = APIRouter(prefix="/ui", include_in_schema=False)
 
 # Documents of a page.
 PER_PAGE: Final = 25
+# Versions of a history.
+_VERSIONS: Final = 200
 _OPERATORS: Final = {
     "$eq": "is",
     "$ne": "is not",
@@ -211,7 +214,6 @@ async def _index_page(
         operators=_OPERATORS,
         fault=fault,
         deleted=deleted,
-        per_page=PER_PAGE,
         key_of=json.dumps,
     )
 
@@ -260,3 +262,131 @@ def _typed(text: str, otherwise: float | None) -> float | int | str | None:
         return int(text) if text.isdigit() else float(text)
     except ValueError:
         return text
+
+
+# --- documents deleted -----------------------------------------------------------------------------
+
+
+def _ids(form: Form) -> list[str]:
+    """Return the ids that were chosen: in JSON, since a form changes the ends of lines in a value."""
+    try:
+        ids = [json.loads(text) for text in form.all("id")]
+    except (ValueError, RecursionError):
+        ids = [None]
+    if not all(isinstance(id_, str) and id_ for id_ in ids):
+        raise Refusal(400, "invalid_argument", "id: expected ids of documents")
+    return list(dict.fromkeys(ids))
+
+
+@router.post("/index/documents/confirm")
+async def confirm_deletion(
+    request: Request, here: Here, visit: Visitor, form: WritersForm
+) -> Response:
+    """Ask whether the chosen documents are to go."""
+    head = await _head(here, visit.project, form.one("name"))
+    ids = _ids(form)
+    read = await here.library.page(visit.project, head.index, offset=0, limit=1, ids=ids[:1000])
+    return await page(
+        request,
+        "confirm_documents.html",
+        head=head,
+        documents=[json.loads(line) for line in read.documents],
+        chosen=len(ids),
+        key_of=json.dumps,
+    )
+
+
+@router.post("/index/documents/delete")
+async def delete_documents(here: Here, visit: Visitor, form: WritersForm) -> Response:
+    """Delete the chosen documents."""
+    name, ids = _named(form.one("name")), _ids(form)
+    deleted = 0
+    if ids:
+        _, deleted = await here.library.delete(visit.project, name, ids)
+    if deleted:
+        here.metrics.commits.labels("documents").inc()
+    return RedirectResponse(address("/ui/index", name=name, deleted=deleted), 303)
+
+
+# --- versions --------------------------------------------------------------------------------------
+
+
+@router.get("/index/history")
+async def history(request: Request, here: Here, visit: Visitor) -> Response:
+    """Show the versions that are kept, newest first."""
+    asked = request.query_params
+    head = await _head(here, visit.project, asked.get("name", ""))
+    commits = await here.log.history(visit.project, head.index, most=_VERSIONS)
+    return await page(
+        request,
+        "history.html",
+        head=head,
+        versions=[(commit, *listing.kind_of(commit)) for commit in reversed(commits)],
+        size_of=listing.size_of,
+        cut=len(commits) == _VERSIONS,
+        restored=_number(asked.get("restored")),
+    )
+
+
+@router.get("/index/restore")
+async def confirm_restore(request: Request, here: Here, visit: Visitor) -> Response:
+    """Ask whether an older version is to come back."""
+    if not visit.writes:
+        raise Refusal(403, "permission_denied", "this key may only read")
+    asked = request.query_params
+    head = await _head(here, visit.project, asked.get("name", ""))
+    version = _number(asked.get("version"))
+    old = await here.log.read_commit(visit.project, head.index, version) if version else None
+    if old is None or old.deleted or version < head.purged:
+        raise Refusal(404, "not_found", "there is no such version (any more)")
+    return await page(request, "confirm_restore.html", head=head, old=old, size_of=listing.size_of)
+
+
+@router.post("/index/restore")
+async def restore(here: Here, visit: Visitor, form: WritersForm) -> Response:
+    """Make a new version with the documents of an older one."""
+    name, version = _named(form.one("name")), _number(form.one("version"))
+    # A segment that the newest version does not name passes through memory.
+    async with here.large_bodies:
+        commit = await here.cloud.restore(visit.project, name, version)
+    if commit.restored == version:
+        here.metrics.commits.labels("restore").inc()
+        here.hub.notify(visit.project, name, commit.version)
+    return RedirectResponse(address("/ui/index/history", name=name, restored=version), 303)
+
+
+# --- the index itself deleted ----------------------------------------------------------------------
+
+
+async def _deletion(
+    request: Request, here: State, visit: Visit, name: str, *, fault: str = "", status: int = 200
+) -> Response:
+    if not visit.writes:
+        raise Refusal(403, "permission_denied", "this key may only read")
+    head = await _head(here, visit.project, name)
+    return await page(
+        request,
+        "confirm_index.html",
+        status=status,
+        head=head,
+        size=listing.size_of(head),
+        versions=await here.log.count_versions(visit.project, head.index),
+        fault=fault,
+    )
+
+
+@router.get("/index/delete")
+async def confirm_index_deletion(request: Request, here: Here, visit: Visitor) -> Response:
+    """Ask for the index's name before it is deleted."""
+    return await _deletion(request, here, visit, request.query_params.get("name", ""))
+
+
+@router.post("/index/delete")
+async def delete_index(request: Request, here: Here, visit: Visitor, form: WritersForm) -> Response:
+    """Delete an index whose name was typed."""
+    name = _named(form.one("name"))
+    if form.one("typed").strip() != name.strip():
+        fault = "This is not the name of the index: nothing was deleted."
+        return await _deletion(request, here, visit, name, fault=fault, status=400)
+    await routes.delete_index(here, visit.access, visit.project, name)
+    return RedirectResponse("/?deleted=1", 303)

@@ -114,7 +114,12 @@ def _templates() -> Environment:
         "period": told_period,
         "visible": visible,
     }
-    made.globals |= {"address": address, "assets": version_of_assets(), "most_shown": MAX_SHOWN}
+    made.globals |= {
+        "address": address,
+        "assets": version_of_assets(),
+        "most_shown": MAX_SHOWN,
+        "script_data": pages.script_data,
+    }
     return made
 
 
