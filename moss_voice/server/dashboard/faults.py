@@ -43,7 +43,9 @@ def as_page(handler: Handler) -> Handler:
         if answer.status_code == 401:
             had = any(name.endswith("moss_voice") for name in request.cookies)
             leave = RedirectResponse("/?ended=1" if had else "/", 303)
-            forget_cookie(request, leave)
+            # Another site's form brings no cookie, and must not end a session.
+            if had:
+                forget_cookie(request, leave)
             return leave
         message = json.loads(bytes(answer.body))["error"]["message"]
         kept = {

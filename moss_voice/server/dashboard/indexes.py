@@ -168,7 +168,8 @@ async def find(request: Request, here: Here, visit: Visitor, form: VisitorsForm)
     head = await _head(here, visit.project, form.one("name"))
     asked = _Asked(
         **{
-            name: form.one(name)[:20_000]
+            # A form ends lines as mail does.
+            name: form.one(name)[:20_000].replace("\r\n", "\n")
             for name in ("query", "alpha", "top_k", "min_score", "filter")
         }
     )

@@ -41,7 +41,7 @@ _FILES: Final = {
 
 def visible(value: object) -> str:
     """Return a text in which what cannot be seen can, but for tabs and ends of lines."""
-    return str(value).translate(_CONTROLS)
+    return str(value).replace("\r\n", "\n").translate(_CONTROLS)
 
 
 def _one_way(value: object) -> str:
