@@ -140,7 +140,12 @@ def create_app(
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, faults.as_page(handler) if with_dashboard else handler)
     app.add_middleware(Lingering)
-    app.add_middleware(Observer, metrics=here.metrics, traffic=here.traffic)
+    app.add_middleware(
+        Observer,
+        metrics=here.metrics,
+        traffic=here.traffic,
+        on_fault=faults.on_fault if with_dashboard else None,
+    )
     app.add_middleware(RawPaths)
     app.openapi = _described(app)  # type: ignore[method-assign]
     return app

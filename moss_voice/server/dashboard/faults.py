@@ -8,11 +8,12 @@ from typing import Final
 
 from fastapi import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.types import Scope
 
 from moss_voice.server.dashboard.doors import forget_cookie
 from moss_voice.server.dashboard.showing import page
 
-__all__ = ["as_page", "is_page"]
+__all__ = ["as_page", "is_page", "on_fault"]
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -63,3 +64,12 @@ def as_page(handler: Handler) -> Handler:
         )
 
     return handle
+
+
+async def on_fault(scope: Scope, message: str) -> Response | None:
+    """Tell of what nobody expected, where people look at pages."""
+    if not is_page(scope["path"]):
+        return None
+    return await page(
+        Request(scope), "fault.html", status=500, heading="Something went wrong", message=message
+    )
