@@ -236,8 +236,11 @@ def test_jobs_and_long_names_on_their_pages(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_seen_is_made_visible() -> None:
-    """Controls become their pictures, halves of pairs and C1 a mark; lines, tabs, emoji and scripts stay."""
-    assert visible("a\x00\x1b\x7f\x85\ud800\tb\r\nc\rd") == "a␀␛␡\ufffd\ufffd\tb\nc␍d"
+    """Controls become their numbers, halves of pairs a mark; lines, tabs, emoji and scripts stay."""
+    assert (
+        visible("a\x00\x1b\x7f\x85\ud800\tb\r\nc\rd")
+        == r"a\x00\x1b\x7f\x85" + "\ufffd\tb\nc" + r"\x0dd"
+    )
     assert visible("👩‍👩‍👧 שלום\u202e") == "👩‍👩‍👧 שלום\u202e"
     assert visible(True) == "True"
 

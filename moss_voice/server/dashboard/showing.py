@@ -24,10 +24,10 @@ __all__ = ["MAX_SHOWN", "address", "asset", "page", "told_ago", "version_of_asse
 MAX_SHOWN: Final = 4000
 _POLICY: Final = pages.policy(forms=True, files=True)
 # Not to be told apart from nothing, or worse: a font shows them as it likes.
-_CONTROLS: Final = {
-    **{code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+_CONTROLS: Final[dict[int, str | int]] = {
+    **{
+        code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if code not in (9, 10)
+    },
     **dict.fromkeys(range(0xD800, 0xE000), 0xFFFD),
 }
 # They turn around what comes after them; where no element holds them in, they are left out.

@@ -86,6 +86,15 @@
     joined.hidden = list.children.length < 2;
   }
 
+  // A condition on one line; what is in quotes keeps its commas and colons as they are.
+  function spaced(condition) {
+    return JSON.stringify(condition, null, 1).replace(/\n */g, (_, at, all) => (/[[{]/.test(all[at - 1]) || /^\n *[\]}]/.test(all.slice(at)) ? "" : " "));
+  }
+
+  function fit() {
+    text.rows = Math.min(14, Math.max(3, text.value.split("\n").length));
+  }
+
   function write() {
     const all = [...list.children].filter((one) => part(one, "field").value).map((one) => {
       const operator = part(one, "operator").value;
@@ -97,8 +106,9 @@
       const condition = { field: part(one, "field").value, condition: { [operator]: value } };
       return part(one, "not").checked ? { $not: condition } : condition;
     });
-    text.value = all.length === 0 ? "" : JSON.stringify(all.length === 1 ? all[0] : { [join.value]: all }, null, 1);
+    text.value = all.length < 2 ? all.map(spaced).join("") : `{"${join.value}": [\n  ${all.map(spaced).join(",\n  ")}\n]}`;
     told.hidden = true;
+    fit();
     number();
   }
 
@@ -116,6 +126,7 @@
 
   function read() {
     let raw;
+    fit();
     try {
       raw = text.value.trim() ? JSON.parse(text.value) : null;
     } catch {
