@@ -36,6 +36,8 @@ from moss_voice.text import ANALYZER, term_ids
 __all__ = ["By", "Found", "Searcher"]
 
 By = Literal["meaning", "both", "keywords"]
+# The model, the numbers per vector, and the segments of a version.
+_Key = tuple[str, int, tuple[SegmentRef, ...]]
 
 _AT_ONCE: Final = 2
 # What a list's places, a dictionary's entry and a few strings cost, per row.
@@ -75,7 +77,7 @@ class Searcher:
         """Take what reads versions, and how much may stay in memory."""
         self._library = library
         self._most_bytes = most_bytes
-        self._kept: OrderedDict[tuple[str, int, tuple[SegmentRef, ...]], _Kept] = OrderedDict()
+        self._kept: OrderedDict[_Key, _Kept] = OrderedDict()
         self._busy = asyncio.Semaphore(_AT_ONCE)
         # Building one leaves room for a search of another.
         self._building = asyncio.Lock()
@@ -112,17 +114,30 @@ class Searcher:
             raise Refusal(
                 413, "too_large", "the index is larger than this server searches (--search-mb)"
             )
+        fields = condition.fields if condition is not None else frozenset()
+        kept = self._hit(key, fields)
+        if kept is not None:
+            return kept
         async with self._building:
-            kept = self._kept.pop(key, None)
-            fields = condition.fields if condition is not None else frozenset()
-            if kept is None or len(kept.fields | fields) > _MAX_COLUMNS:
+            # Whoever waited may find that another has built it.
+            kept = self._hit(key, fields)
+            if kept is None:
                 # Room first: of the old and the new together the budget knows nothing.
+                self._kept.pop(key, None)
                 while self._kept and self._held() + size > self._most_bytes:
                     self._kept.popitem(last=False)
                 async with self._busy, self._library.opened(project, commit) as segments:
-                    kept = _Kept(await asyncio.to_thread(_built, commit, segments), size)
-            kept.fields |= fields
-            self._kept[key] = kept
+                    made = await asyncio.to_thread(_built, commit, segments)
+                kept = self._kept[key] = _Kept(made, size, set(fields))
+        return kept
+
+    def _hit(self, key: _Key, fields: frozenset[str]) -> _Kept | None:
+        """Return an index that is in memory, unless filters have asked it for too many columns by now."""
+        kept = self._kept.get(key)
+        if kept is None or len(kept.fields | fields) > _MAX_COLUMNS:
+            return None
+        kept.fields |= fields
+        self._kept.move_to_end(key)
         return kept
 
     def _held(self) -> int:
