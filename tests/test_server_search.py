@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +122,23 @@ def test_a_search_finds_what_a_client_finds(setting: Setting) -> None:
     assert search(setting, query="modem").json()["by"] == "both"
     assert search(setting, query="modem", alpha=1).json()["by"] == "meaning"
     assert search(setting, query="modem", alpha=0).json()["by"] == "keywords"
+
+
+def test_many_search_at_once(setting: Setting) -> None:
+    """Searches of several indexes at a time, each for the first time or not, find what they find alone."""
+    asked = [
+        (index, query) for index in (INDEX, "custom") for query in ("number 1", "modem", "bill")
+    ]
+
+    def ids(one: tuple[str, str]) -> list[str]:
+        found = search(setting, one[0], query=one[1], alpha=0.0).json()["documents"]
+        return [doc["id"] for doc in found]
+
+    alone = {one: ids(one) for one in asked}
+    assert alone["custom", "number 1"]
+    with ThreadPoolExecutor(8) as pool:
+        for one, found in zip(asked * 8, pool.map(ids, asked * 8), strict=True):
+            assert found == alone[one]
 
 
 def test_a_search_sees_the_newest_version(setting: Setting) -> None:

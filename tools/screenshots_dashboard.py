@@ -28,7 +28,7 @@ from tests.server_process import Server, serve  # noqa: E402
 WIDE: ViewportSize = {"width": 1280, "height": 860}
 NARROW: ViewportSize = {"width": 390, "height": 844}
 PROJECT = "larkline"
-QUESTION = "what does it cost to use my phone in america"
+QUESTION = "is there a cap on roaming charges"
 
 
 async def fill(server: Server, key: str, where: Path) -> None:
