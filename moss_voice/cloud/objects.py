@@ -134,21 +134,11 @@ class Objects:
 
         return parts()
 
-    async def listing(
-        self, folder: str, *, after: str | None = None, most: int | None = None
-    ) -> list[Found]:
-        """Return a folder's objects in no order: those after a file name, and no more than so many, where given."""
+    async def listing(self, folder: str, *, after: str | None = None) -> list[Found]:
+        """Return a folder's objects, those after a file name where given, in no order."""
         with _translated(f"list {self.name}"):
             offset = None if after is None else f"{folder}/{after}"
-            listed = obstore.list(self._store, folder, offset=offset)
-            if most is None:
-                found = await listed.collect_async()
-            else:
-                found = []
-                async for part in listed:
-                    found += part
-                    if len(found) >= most:
-                        break
+            found = await obstore.list(self._store, folder, offset=offset).collect_async()
             return [
                 Found(
                     meta["path"].rpartition("/")[2],
@@ -156,7 +146,7 @@ class Objects:
                     meta["last_modified"],
                     meta["e_tag"],
                 )
-                for meta in found[:most]
+                for meta in found
             ]
 
     async def folders(self, folder: str) -> list[str]:
