@@ -1,8 +1,9 @@
-# demo: a real call replayed through the real engine     test: everything CI runs
+# demo: a real call replayed through the real engine     inspect: that call, to look at    test: everything CI runs
 # check: linters and types alone               bench, bench-load, bench-hosts, bench-cloud, bench-peers: speed and memory, as tables
-# matrix: the tests on every supported Python found here  format: tidy the code
+# docs: the documents as a site               matrix: the tests on every supported Python found here
+# format: tidy the code
 .DELETE_ON_ERROR:
-.PHONY: demo test check wheel wheel-built smoke-bare smoke-livekit smoke-pipecat smoke-server \
+.PHONY: demo inspect docs docs-serve test check wheel wheel-built smoke-bare smoke-livekit smoke-pipecat smoke-server \
 	pipecat-oldest chromium bench bench-load bench-hosts bench-cloud bench-peers bench-quality matrix format clean
 
 VENV ?= .venv
@@ -34,6 +35,18 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@$(VENV)/bin/moss-voice demo
+
+# The documents as a site, for a browser; a dead link or an unknown name ends the build.
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --site-dir build/site
+	@echo "build/site/index.html"
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs serve --dev-addr 127.0.0.1:8000
+
+# The demo's call in the inspector, a page of this machine alone.
+inspect: $(READY)
+	@$(VENV)/bin/moss-voice inspect demo
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

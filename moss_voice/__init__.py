@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from moss_voice.call.memory import CallMemory, Counters
     from moss_voice.client import MossClient
     from moss_voice.cloud.cloud import Authenticator, Forgotten
+    from moss_voice.cloud.objects import Store, StoredObject
     from moss_voice.errors import MossError
     from moss_voice.redaction import PiiRedactor
     from moss_voice.session import SessionIndex
@@ -58,6 +59,8 @@ __all__ = [
     "RecoveredCall",
     "SearchResult",
     "SessionIndex",
+    "Store",
+    "StoredObject",
     "__version__",
 ]
 
@@ -70,6 +73,8 @@ _HOMES = {
     "MossError": "moss_voice.errors",
     "PiiRedactor": "moss_voice.redaction",
     "SessionIndex": "moss_voice.session",
+    "Store": "moss_voice.cloud.objects",
+    "StoredObject": "moss_voice.cloud.objects",
 }
 
 

@@ -31,6 +31,7 @@ from moss_voice.call.context import MAX_TOKENS
 from moss_voice.call.journal import Header, Journal
 from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.memory import DEADLINE_MS, MIN_SCORE, CallMemory
+from moss_voice.call.recording import Recorder, recordings_path
 from moss_voice.cloud.cache import SegmentCache
 from moss_voice.cloud.cloud import Authenticator, Forgotten, open_cloud
 from moss_voice.cloud.keys import DEFAULT_PROJECT
@@ -43,6 +44,7 @@ from moss_voice.cloud.log import (
     decode_commit,
     decode_segment,
 )
+from moss_voice.cloud.objects import Store
 from moss_voice.cloud.outbox import Outbox
 from moss_voice.cloud.sealing import Keyring, is_sealed
 from moss_voice.errors import (
@@ -74,7 +76,7 @@ from moss_voice.types import (
     SearchResult,
 )
 from moss_voice.versions import Remote, built_keys, share_version
-from moss_voice.workers import in_worker, submit_write
+from moss_voice.workers import in_worker, in_writer, submit_write
 
 __all__ = ["Authenticator", "MossClient"]
 
@@ -96,7 +98,7 @@ class MossClient:
         project_id: str | None = None,
         project_key: str | None = None,
         *,
-        cloud: str | Path | None = None,
+        cloud: str | Path | Store | None = None,
         cache_path: str | Path | None = None,
         journal_path: str | Path | None = None,
         authenticator: Authenticator | None = None,
@@ -116,7 +118,7 @@ class MossClient:
                 under the platform's data directory. A path or a `file://` URL is a directory too;
                 `s3://`, `gs://` and `az://` are object stores, with the credentials of their usual
                 environment; `http(s)://` is a moss-voice server; `memory://NAME` lives as long as this
-                process.
+                process. A `Store` of your own may be given as it is; who made it closes it.
             cache_path: Where segments and graphs are kept; the platform's cache directory where None.
             journal_path: Where calls are journaled and pushes wait that a cloud did not take; the
                 platform's data directory where None.
@@ -136,15 +138,20 @@ class MossClient:
             on_sent: Told of each segment as it goes to a server: bytes so far, bytes in all.
 
         Raises:
-            InvalidArgumentError: If an encryption key is none.
+            InvalidArgumentError: If an encryption key is none, or a cloud is none of these.
             EncryptionKeyError: If the key file cannot be read.
         """
         self._project_id = project_id or os.environ.get("MOSS_PROJECT_ID") or None
         self._project_key = project_key or os.environ.get("MOSS_PROJECT_KEY") or None
         self._authenticator = authenticator
         where = cloud if cloud is not None else os.environ.get("MOSS_VOICE_CLOUD") or None
+        self._store = where if isinstance(where, Store) else None
+        if not isinstance(where, Store | str | os.PathLike | None):
+            raise InvalidArgumentError(
+                f"cloud: expected a path, a URL or a moss_voice.Store, got {type(where).__name__}"
+            )
         # Absolute, so that a journal names the same cloud from wherever it is recovered.
-        self._where = None if where is None else _absolute(str(where))
+        self._where = _address(where)
         data = Path(platformdirs.user_data_dir("moss_voice", appauthor=False))
         cache = Path(platformdirs.user_cache_dir("moss_voice", appauthor=False))
         self._cache_path = cache if cache_path is None else Path(cache_path)
@@ -220,7 +227,7 @@ class MossClient:
         """Put together where indexes live; the cloud is not asked."""
         opened = partial(
             open_cloud,
-            self._where,
+            self._store or self._where,
             keyring=self._keyring,
             key=self._project_key,
             authenticator=self._authenticator,
@@ -328,6 +335,7 @@ class MossClient:
         open_timeout_s: float | None = None,
         ttl: timedelta | float | None = None,
         redact: Callable[[str], str] | None = None,
+        record: bool | str | Path | None = None,
     ) -> CallMemory:
         """Start or resume the memory of a call.
 
@@ -350,6 +358,10 @@ class MossClient:
                 for, and its failure is raised.
             ttl: See `session`.
             redact: See `MossClient`; the client's where None.
+            record: Keep a recording of the call for `moss-voice inspect`: in this directory, or, where
+                True, in `recordings` of the platform's data directory. **It holds what is said, as
+                text**, in a file that its owner alone can read and that stays until somebody deletes
+                it. Where None, as `MOSS_VOICE_RECORD` says, and without that none is made.
 
         Raises:
             IndexNotFoundError: If a knowledge index does not exist.
@@ -357,7 +369,7 @@ class MossClient:
             MossError: See `session`.
         """
         self._check_key_holder("call()")
-        ttl_s = _seconds(ttl)
+        ttl_s, recordings = _seconds(ttl), recordings_path(record)
         if any(isinstance(names, str) for names in (knowledge, focus, without)):
             raise InvalidArgumentError("knowledge, focus and without: expected a list of names")
         if open_timeout_s is None:
@@ -371,6 +383,7 @@ class MossClient:
                 call_id, model_id, knowledge, open_timeout_s, ttl_s
             )
         book: Journal | None = None
+        recorder: Recorder | None = None
         try:
             if journal:
                 header = Header(
@@ -383,6 +396,10 @@ class MossClient:
                     # The disk does not hear of it: what it still makes is nobody's.
                     creating.add_done_callback(_cleared)
                     raise
+            if recordings is not None:
+                recorder = await in_writer(
+                    _recorder, recordings, remote.project, self._where, call_id
+                )
             return await CallMemory.open(
                 session,
                 knowledge=indexes,
@@ -395,10 +412,13 @@ class MossClient:
                 max_tokens=max_tokens,
                 deadline_ms=deadline_ms,
                 redact=redact or self._redact,
+                recorder=recorder,
             )
         except BaseException:
             if book is not None:
                 book.clear()
+            if recorder is not None:
+                recorder.discard()
             await session.close()
             raise
 
@@ -933,7 +953,11 @@ class MossClient:
                 await asyncio.sleep(_POLL_S)
 
 
-def _absolute(where: str) -> str:
+def _address(cloud: str | Path | Store | None) -> str | None:
+    """Return what a cloud is known by: a path is absolute."""
+    if cloud is None or isinstance(cloud, Store):
+        return None if cloud is None else cloud.name
+    where = str(cloud)
     return where if "://" in where else str(Path(where).expanduser().absolute())
 
 
@@ -1038,6 +1062,15 @@ def _retrieved(task: asyncio.Future[Any]) -> None:
     """Take note of the end of something that nobody waits for any more."""
     if not task.cancelled():
         task.exception()
+
+
+def _recorder(directory: Path, project: str, cloud: str | None, call: str) -> Recorder | None:
+    """Begin a recording; a call goes on without one that cannot be made."""
+    try:
+        return Recorder.create(directory, project=project, cloud=cloud, call=call)
+    except OSError as error:
+        logger.error("call %r is not recorded (%s)", call, error.strerror or type(error).__name__)
+        return None
 
 
 def _cleared(creating: Future[Journal]) -> None:

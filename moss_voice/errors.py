@@ -28,6 +28,7 @@ __all__ = [
     "MossError",
     "PermissionDeniedError",
     "RateLimitedError",
+    "RecordingNotFoundError",
     "SessionClosedError",
     "TooLargeError",
 ]
@@ -73,6 +74,12 @@ class IndexNotFoundError(MossError, LookupError):
     """The cloud holds no index of that name."""
 
     code = "index_not_found"
+
+
+class RecordingNotFoundError(MossError, LookupError):
+    """No call of that name was recorded."""
+
+    code = "recording_not_found"
 
 
 class IndexExistsError(MossError, ValueError):

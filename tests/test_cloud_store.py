@@ -10,15 +10,17 @@ import asyncio
 import functools
 import json
 import os
+import runpy
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,7 +46,7 @@ from moss_voice.cloud.log import (
     resolve,
 )
 from moss_voice.cloud.names import encode_name
-from moss_voice.cloud.objects import Objects, open_objects
+from moss_voice.cloud.objects import Objects, Store, open_objects
 from moss_voice.cloud.store import ObjectLog
 from moss_voice.errors import (
     AuthenticationError,
@@ -162,6 +164,51 @@ class S3(Memory):
 
     def where(self, project: str) -> tuple[str, dict[str, str]]:
         return self.url, self.server.environ()
+
+
+def own_store(path: Path | str) -> Store:
+    """Open the store that `examples/own_store.py` shows how to write."""
+    made: Store = runpy.run_path(str(ROOT / "examples" / "own_store.py"))["SqliteStore"](Path(path))
+    return made
+
+
+class Own:
+    """A store that its user wrote, behind the contract alone; SQL is the way around it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        asyncio.run(own_store(path).check())
+
+    def _run(self, sql: str, *values: object) -> list[Any]:
+        with closing(sqlite3.connect(self.path, timeout=10, isolation_level=None)) as db:
+            return db.execute(sql, values).fetchall()
+
+    def cloud(self) -> Cloud:
+        return open_cloud(own_store(self.path))
+
+    def put(self, path: str, data: bytes) -> None:
+        folder, _, name = path.rpartition("/")
+        put = "INSERT OR REPLACE INTO objects (folder, name, at, data) VALUES (?, ?, ?, ?)"
+        self._run(put, folder, name, time.time(), data)
+
+    def get(self, path: str) -> bytes:
+        ((data,),) = self._run("SELECT data FROM objects WHERE folder || '/' || name = ?", path)
+        return bytes(data)
+
+    def delete(self, path: str) -> None:
+        self._run("DELETE FROM objects WHERE folder || '/' || name = ?", path)
+
+    def paths(self) -> list[str]:
+        return sorted(path for (path,) in self._run("SELECT folder || '/' || name FROM objects"))
+
+    def empty(self) -> None:
+        self._run("DELETE FROM objects")
+
+    async def collect(self, cloud: Cloud, *, keep: int) -> int:
+        return await cloud.collect("p", "call-42", grace_s=0.0, keep=keep)
+
+    def where(self, project: str) -> tuple[str, dict[str, str]]:
+        return f"own:{self.path}", {}
 
 
 class Behind(Directory):
@@ -283,6 +330,8 @@ def staged(
         return Directory(tmp_path / "cloud")
     if kind == "memory":
         return Memory()
+    if kind == "own":
+        return Own(tmp_path / "cloud.db")
     if kind == "s3":
         server: S3Server = request.getfixturevalue("s3")
         for variable in [*os.environ]:
@@ -294,12 +343,12 @@ def staged(
     return Behind(*request.getfixturevalue("served"))
 
 
-@pytest.fixture(params=["directory", "memory", "s3", "http"])
+@pytest.fixture(params=["directory", "memory", "own", "s3", "http"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     return staged(request.param, request, tmp_path, monkeypatch)
 
 
-@pytest.fixture(params=["directory", "memory", "s3"])
+@pytest.fixture(params=["directory", "memory", "own", "s3"])
 def open_stage(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Stage:
@@ -307,7 +356,7 @@ def open_stage(
     return staged(request.param, request, tmp_path, monkeypatch)
 
 
-@pytest.fixture(params=["directory", "s3", "http"])
+@pytest.fixture(params=["directory", "own", "s3", "http"])
 def shared_stage(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Stage:
@@ -896,6 +945,8 @@ def door(where: str) -> Cloud:
     """Open what `Stage.where` told."""
     if where.startswith("http"):
         return Cloud(HttpLog(where, key=os.environ["MOSS_PROJECT_KEY"]))
+    if where.startswith("own:"):
+        return open_cloud(own_store(where.removeprefix("own:")))
     return open_cloud(where)
 
 

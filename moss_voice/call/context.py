@@ -17,11 +17,21 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 from moss_voice.text import sentences, squash
 from moss_voice.types import Hit
 
-__all__ = ["MAX_TOKENS", "escape", "passage_source", "render", "tokens", "turn_source"]
+__all__ = [
+    "MAX_TOKENS",
+    "Block",
+    "escape",
+    "lay_out",
+    "passage_source",
+    "render",
+    "tokens",
+    "turn_source",
+]
 
 MAX_TOKENS = 600
 
@@ -90,9 +100,33 @@ def escape(text: str) -> str:
     return _fold(text).translate(_ENTITIES)
 
 
+class Block(NamedTuple):
+    """A block, and what became of each hit.
+
+    Attributes:
+        text: "" where there is nothing to show.
+        shown: The hits in it, each as it was given.
+        repeats: Those that tell nothing new.
+        crowded_out: Those that the budget had no room for.
+    """
+
+    text: str
+    shown: list[Hit]
+    repeats: list[Hit]
+    crowded_out: list[Hit]
+
+
 def render(
     hits: Sequence[Hit], *, visible: Iterable[str] = (), max_tokens: int = MAX_TOKENS
 ) -> tuple[str, list[Hit]]:
+    """Return the text and the hits of `lay_out`."""
+    block = lay_out(hits, visible=visible, max_tokens=max_tokens)
+    return block.text, block.shown
+
+
+def lay_out(
+    hits: Sequence[Hit], *, visible: Iterable[str] = (), max_tokens: int = MAX_TOKENS
+) -> Block:
     """Write the block that goes before the last user message of one reply.
 
     A hit is left out where it tells nothing new: its words stand within a visible text or within a
@@ -103,22 +137,24 @@ def render(
         visible: What the model sees anyway.
         max_tokens: The most that the whole block may take, by `tokens`. A hit that does not fit is
             left out and the next one tried; only the first is cut, at the end of a sentence or word.
-
-    Returns:
-        The block and the hits in it, each as it was given; "" and [] where there is nothing to show.
     """
     budget = max_tokens * _BYTES_PER_TOKEN - _size(f"{_OPEN}\n{_NOTICE}\n{_CLOSE}")
     shown: list[Hit] = []
+    crowded_out: list[Hit] = []
     lines: list[str] = []
-    for hit in _without_repeats(hits, visible):
+    new = _without_repeats(hits, visible)
+    for hit in new:
         line = _line(hit, budget, cut=not lines)
         if line is not None:
             budget -= _size(line)
             lines.append(line)
             shown.append(hit)
-    if not lines:
-        return "", []
-    return f"{_OPEN}\n{_NOTICE}\n{''.join(lines)}{_CLOSE}", shown
+        else:
+            crowded_out.append(hit)
+    kept = {id(hit) for hit in new}
+    repeats = [hit for hit in hits if id(hit) not in kept]
+    text = f"{_OPEN}\n{_NOTICE}\n{''.join(lines)}{_CLOSE}" if lines else ""
+    return Block(text, shown, repeats, crowded_out)
 
 
 def _without_repeats(hits: Iterable[Hit], visible: Iterable[str]) -> list[Hit]:

@@ -14,7 +14,7 @@ its place in the directory are on the disk.
 A file is `<directory>/<project>/<call>-<random>.journal`, names percent-encoded, with a lock beside it
 (`.lock`) that the operating system frees when its holder dies, so that a dead call is told from a live
 one. A first line names the format and holds the header; then one line per record: a CRC-32 in
-hexadecimal, a space, a JSON object in ASCII. See `docs/architecture.md`, "The journal".
+hexadecimal, a space, a JSON object in ASCII. See `docs/formats.md`, "The journal".
 """
 
 from __future__ import annotations

@@ -19,20 +19,24 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
 from itertools import islice, takewhile
+from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from moss_voice import ranking
 from moss_voice import text as spoken
-from moss_voice.call.context import MAX_TOKENS, passage_source, render, turn_source
+from moss_voice.call.context import MAX_TOKENS, Block, lay_out
 from moss_voice.call.focus import TURNS
 from moss_voice.call.journal import Delete, Journal, Pushed, Put
 from moss_voice.call.knowledge import Knowledge
-from moss_voice.call.recall import Found, Pairs, Query, Recall, Said
+from moss_voice.call.oversight import Trace
+from moss_voice.call.recall import SPARE_HITS, Found, Pairs, Query, Recall, Said, hit_of
+from moss_voice.call.recording import Prefetched, Recorder, Settings, Timing
 from moss_voice.call.utterances import Utterance, Utterances
+from moss_voice.call.witness import Asked, Witness
 from moss_voice.errors import InvalidArgumentError, MossError, SessionClosedError
 from moss_voice.index import encode_document
 from moss_voice.searching import Match
@@ -68,14 +72,17 @@ MIN_SCORE = 0.55
 # An interim stands for the final it begins where at most one word in six is still to come.
 PREFIX_SHARE = 5 / 6
 _KEPT_INTERIMS = 8
-# Found for an interim beyond what is shown, for those that turn out to be visible to the LLM.
-_SPARE_HITS = 8
 _KEPT_ANSWERS = 4
 # When a call begins to study a large index that nobody has loaded ahead.
 _STUDY_AFTER_S = 0.3
 # How many turns are looked through for the last ones that are no fillers.
 _LOOKED_BACK = 2 * TURNS
+# How long somebody who asks for a recording waits for its last lines.
+_SETTLED_S = 5.0
 _PUSH_PAUSES_S = (0.2, 0.5, 1.0)
+
+
+Ending = Literal["pushed", "nothing", "failed", "discarded"]
 
 
 class Counters(NamedTuple):
@@ -109,6 +116,7 @@ class _Foreseen(NamedTuple):
     vector: F32
     found: Found
     revision: int
+    partial: str
 
 
 class _Answer(NamedTuple):
@@ -116,6 +124,7 @@ class _Answer(NamedTuple):
     hits: list[Hit]
     prefetched: bool
     need: float | None = None
+    trace: Trace | None = None
 
 
 class CallMemory:
@@ -139,6 +148,7 @@ class CallMemory:
         max_tokens: int = MAX_TOKENS,
         deadline_ms: float = DEADLINE_MS,
         redact: Callable[[str], str] | None = None,
+        recorder: Recorder | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start from ready parts.
@@ -157,6 +167,7 @@ class CallMemory:
             deadline_ms: How long `context` and `recall` may take.
             redact: Returns what may be kept of a text, before anything is embedded, journaled or pushed;
                 see `moss_voice.redaction`. Where it fails, the text is withheld.
+            recorder: What is told all that happens, with its text; nobody where None.
             now: Seconds on a clock that never goes back: how far into the call a turn is.
 
         Raises:
@@ -215,6 +226,31 @@ class CallMemory:
         self._last_note: Future[None] | None = None
         self._last_noted_ms = 0
         self._end: asyncio.Task[PushIndexResult | None] | None = None
+        self._ending: Ending | None = None
+        self._witness = None if recorder is None else self._witness_of(recorder, focus, left_out)
+
+    def _witness_of(
+        self, recorder: Recorder, focus: Sequence[str] | None, without: Collection[str]
+    ) -> Witness:
+        settings = Settings(
+            self.top_k,
+            self.alpha,
+            self.min_score,
+            self.max_tokens,
+            self.deadline_ms,
+            None if focus is None else tuple(focus),
+            tuple(sorted(without)),
+        )
+        return Witness(
+            recorder,
+            self.session,
+            self._knowledge,
+            self._recalling,
+            settings,
+            hit_of=self._hit,
+            turns_after=self._turns_after,
+            seconds=lambda: self._now() - self._started,
+        )
 
     @classmethod
     async def open(
@@ -233,6 +269,12 @@ class CallMemory:
             if not known.prepare():
                 # Not now: a first answer may be on its way, and the names can wait until it is there.
                 asyncio.get_running_loop().call_later(_STUDY_AFTER_S, known.begin)
+        if self._witness is not None:
+            docs = [doc for doc in session.documents() if doc.id in self._turns]
+            self._witness.begin(
+                redacted=bool(self._withholding),
+                resumed=[DocumentInfo(doc.id, doc.text, doc.metadata) for doc in docs],
+            )
         return self
 
     def _prepare(self) -> None:
@@ -283,6 +325,18 @@ class CallMemory:
         with self._state:
             return Counters(**{**self._counts, "turns": len(self._turns)})
 
+    async def recorded(self) -> Path | None:
+        """Wait until what happened so far is in the call's recording, and return where that is.
+
+        Returns:
+            None where the call is not recorded.
+        """
+        if self._witness is None:
+            return None
+        recorder = self._witness.recorder
+        await in_writer(recorder.settle, _SETTLED_S)
+        return recorder.path
+
     @property
     def about(self) -> list[str]:
         """What the call is about: the values in focus, newest first; empty where nothing was named."""
@@ -303,6 +357,7 @@ class CallMemory:
         speaker: str = "caller",
         *,
         at: float | None = None,
+        until: float | None = None,
         final: bool = True,
         interrupted: bool = False,
         typed: bool = False,
@@ -321,6 +376,7 @@ class CallMemory:
             text: What was really spoken: after an interruption, no more than that.
             speaker: `caller`, `agent`, or a name.
             at: When it began, in seconds into the call; now where None.
+            until: When it ended, for a recording; unknown where None.
             final: False hands the text to `hearing`.
             interrupted: True where the speaker was cut off.
             typed: True where it was not spoken; it takes in no utterances.
@@ -335,6 +391,7 @@ class CallMemory:
             InvalidArgumentError: If an argument is not what it should be.
             SessionClosedError: After `end` or `discard`.
         """
+        began = time.perf_counter()
         if not isinstance(text, str) or not isinstance(speaker, str) or not speaker:
             raise InvalidArgumentError("heard: expected a text and a speaker's name, both str")
         if id is not None and (not isinstance(id, str) or not id):
@@ -345,7 +402,7 @@ class CallMemory:
             return None
         if not text.strip():
             return None
-        at_s = self._seconds(at)
+        at_s, ended_s = self._seconds(at), None if until is None else self._seconds(until)
         fields: Metadata = {**(metadata or {}), "speaker": speaker, "at_s": round(at_s, 3)}
         if interrupted:
             fields["interrupted"] = True
@@ -366,12 +423,14 @@ class CallMemory:
             began_s = None if at is None else at_s
             taken, passed = self._utterances.settle(text, speaker, began_s)
             self._keep_unanswered(passed)
-        turn_id = self._begin_turn(id, doc, [*taken])
+        turn_id = self._begin_turn(id, doc, [*taken], ended_s=ended_s)
         assert self._last_kept is not None  # noqa: S101 - just set
         # A host that cancels its own task at hang-up does not cancel this with it.
         flushing = await _settled(self._last_kept)
         if flushing is not None and not flushing.done():
             await _done(flushing)
+        if self._witness is not None:
+            self._witness.kept(turn_id, (time.perf_counter() - began) * 1000.0)
         return turn_id
 
     def _seconds(self, at: float | None) -> float:
@@ -385,7 +444,12 @@ class CallMemory:
             ) from None
 
     def _begin_turn(
-        self, id_: str | None, doc: DocumentInfo, settled: Sequence[Utterance] = ()
+        self,
+        id_: str | None,
+        doc: DocumentInfo,
+        settled: Sequence[Utterance] = (),
+        *,
+        ended_s: float | None = None,
     ) -> str:
         """Number a turn and queue what keeps it, with the end of the utterances that it settles."""
         fields = doc.metadata
@@ -403,6 +467,8 @@ class CallMemory:
         self._on_the_way = {id_: run for id_, run in self._on_the_way.items() if not run.done()} | {
             turn.id: kept
         }
+        if self._witness is not None:
+            self._witness.turn(doc, ended_s)
         return turn.id
 
     def _keep_unanswered(self, utterances: Sequence[Utterance]) -> None:
@@ -637,6 +703,8 @@ class CallMemory:
 
     def _start_interim(self, partial: str) -> None:
         run = submit(self._foresee, partial)
+        if self._witness is not None:
+            self._witness.interim()
         self._interims[spoken.squash(partial)] = run
         while len(self._interims) > _KEPT_INTERIMS:
             self._interims.popitem(last=False)
@@ -648,9 +716,9 @@ class CallMemory:
         with self._state:
             revision = self._revision
         vector = embedder.embed_query(partial)
-        query = Query(partial, spoken.squash(partial), frozenset(), self.top_k + _SPARE_HITS)
+        query = Query(partial, spoken.squash(partial), frozenset(), self.top_k + SPARE_HITS)
         found = self._recalling.search(query, self._said(query), vector.view)
-        return _Foreseen(vector, found, revision)
+        return _Foreseen(vector, found, revision, partial)
 
     def _interim_done(self, _: Future[_Foreseen]) -> None:
         with self._state:
@@ -710,35 +778,39 @@ class CallMemory:
                 is_turn, text = False, self._left_off(visible)
             else:
                 text = self._withholding.clean(text)
-        if self._end is not None or (embedding is None and spoken.is_filler(text)):
-            return self._context(_NOTHING, started, "skipped", text)
         tokens = self.max_tokens if budget is None else budget
-        shown = frozenset(visible)
+        limit_ms = self.deadline_ms if deadline_ms is None else deadline_ms
         # As our own hits are kept, or one that the LLM sees would not be recognised.
         texts = tuple(map(self._withholding.clean, seen))
+        most = top_k or self.top_k
+        asked = Asked((*visible,), texts, tokens, most, limit_ms, is_turn)
+        if self._end is not None or (embedding is None and spoken.is_filler(text)):
+            return self._context(_NOTHING, started, "skipped", text, asked)
+        shown = frozenset(visible)
         given = None if embedding is None else tuple(embedding)
         words = spoken.squash(text)
-        key = (words, shown, texts, tokens, top_k or self.top_k, given, is_turn, revision)
+        key = (words, shown, texts, tokens, most, given, is_turn, revision)
         with self._state:
             answer = self._answers.get(key)
         if answer is not None:
-            return self._context(answer, started, "ok", text)
-        limit_s = (self.deadline_ms if deadline_ms is None else deadline_ms) / 1000.0
-        query = Query(text, words, shown, top_k or self.top_k, given, is_turn)
+            asked = asked._replace(trace=answer.trace, again=True)
+            return self._context(answer, started, "ok", text, asked)
+        query = Query(text, words, shown, most, given, is_turn)
         # What was said before may be on its way still; the turn itself is not waited for, but by who
         # takes over, since that one asks for what was said last.
         with self._state:
             current = self._current(words) if is_turn else set()
         before = [kept for id_, kept in self._on_the_way.items() if id_ not in current]
-        run = submit_after(before, self._answer, key, query, texts, tokens)
+        run = submit_after(before, self._answer, key, query, texts, tokens, started)
         try:
-            answer = await _within(run, limit_s - (time.perf_counter() - started))
+            answer = await _within(run, limit_ms / 1000.0 - (time.perf_counter() - started))
         except TimeoutError:
-            return self._context(_NOTHING, started, "late", text)
+            asked = asked._replace(late=run)
+            return self._context(_NOTHING, started, "late", text, asked)
         except Exception as error:  # noqa: BLE001 - the host must not hear of it
             logger.error("call %r: no context (%s)", self.name, type(error).__name__)
-            return self._context(_NOTHING, started, "failed", text)
-        return self._context(answer, started, "ok", text)
+            return self._context(_NOTHING, started, "failed", text, asked)
+        return self._context(answer, started, "ok", text, asked._replace(trace=answer.trace))
 
     def _left_off(self, visible: Collection[str]) -> str:
         """Return the words of the caller's last turn, "" where the LLM sees it anyway."""
@@ -748,13 +820,15 @@ class CallMemory:
         )
         return "" if last is None or last.id in visible else last.words
 
-    def _context(self, answer: _Answer, started: float, outcome: str, query: str) -> CallContext:
+    def _context(
+        self, answer: _Answer, started: float, outcome: str, query: str, asked: Asked
+    ) -> CallContext:
         with self._state:
             if outcome != "ok":
                 self._counts[outcome] += 1
             self._counts["prefetched"] += answer.prefetched
         took_ms = (time.perf_counter() - started) * 1000.0
-        return CallContext(
+        context = CallContext(
             answer.text,
             answer.hits,
             took_ms,
@@ -763,6 +837,9 @@ class CallMemory:
             query,
             answer.need,
         )
+        if self._witness is not None:
+            self._witness.context(context, asked)
+        return context
 
     def _answer(
         self,
@@ -770,24 +847,67 @@ class CallMemory:
         query: Query,
         seen: Sequence[str],
         tokens: int,
+        asked: float,
     ) -> _Answer:
+        began = time.perf_counter()
         foreseen, same_words = self._foreseen(query)
-        found = self._still_good(query, foreseen) if foreseen is not None and same_words else None
-        need = None if foreseen is None else foreseen.found.need
-        if found is None:
+        pairs = self._still_good(query, foreseen) if foreseen is not None and same_words else None
+        found = None if foreseen is None else foreseen.found
+        prefetched: Prefetched = "hits"
+        if found is None or pairs is None:
             model = self._model(query) if foreseen is None else foreseen.vector.view
-            sources, need = self._recalling.search(query, self._said(query), model)
-            found = [pair for source in sources for pair in source]
+            found = self._recalling.search(query, self._said(query), model)
+            pairs = [pair for source in found.sources for pair in source]
+            prefetched = "no" if foreseen is None else "vector"
+        searched = time.perf_counter()
         # Python's sort keeps equal hits in order: the call's own turns first.
-        found.sort(key=lambda pair: -pair[1].fused)
-        hits = [self._hit(index, match) for index, match in found[: query.top_k]]
-        block, shown = render(hits, visible=seen, max_tokens=tokens)
-        answer = _Answer(block, shown, foreseen is not None, need)
+        pairs.sort(key=lambda pair: -pair[1].fused)
+        hits = [self._hit(index, match) for index, match in pairs[: query.top_k]]
+        block = lay_out(hits, visible=seen, max_tokens=tokens)
+        trace = None
+        if self._witness is not None:
+            merged = time.perf_counter()
+            embed_s = found.embed_ms / 1000.0 if prefetched == "no" else 0.0
+            times = began - asked, embed_s, searched - began - embed_s, merged - searched
+            trace = self._trace(query, found, pairs, block, prefetched, times)
+            if foreseen is not None:
+                trace = trace._replace(interim=foreseen.partial)
+        answer = _Answer(block.text, block.shown, foreseen is not None, found.need, trace)
         with self._state:
             self._answers[key] = answer
             while len(self._answers) > _KEPT_ANSWERS:
                 self._answers.popitem(last=False)
         return answer
+
+    def _trace(
+        self,
+        query: Query,
+        found: Found,
+        pairs: Pairs,
+        block: Block,
+        prefetched: Prefetched,
+        times_s: Sequence[float],
+    ) -> Trace:
+        with self._state:
+            current = self._current(query.words) if query.is_turn else set()
+        names = [known.name for known in self.knowledge]
+        return Trace(
+            query,
+            self._said(query._replace(visible=frozenset())),
+            self._last_number,
+            max(current, key=lambda id_: self._turns[id_].number, default=None),
+            found.vector,
+            pairs,
+            block,
+            {n: need for n, need in zip(names, found.needs, strict=True) if need is not None},
+            Timing(*(round(time_s * 1000.0, 3) for time_s in times_s)),
+            prefetched,
+        )
+
+    def _turns_after(self, number: int) -> set[str]:
+        with self._state:
+            later = takewhile(lambda turn: turn.number > number, reversed(self._turns.values()))
+            return {turn.id for turn in later}
 
     def _foreseen(self, query: Query) -> tuple[_Foreseen | None, bool]:
         """Return what an interim that stands for the query found, and whether it has its words."""
@@ -829,7 +949,7 @@ class CallMemory:
         found: Pairs = []
         for source in foreseen.found.sources:
             kept = [pair for pair in source if pair[1].id not in left_out]
-            if len(kept) < query.top_k and len(source) >= self.top_k + _SPARE_HITS:
+            if len(kept) < query.top_k and len(source) >= self.top_k + SPARE_HITS:
                 return None
             found += kept
         return found
@@ -900,11 +1020,14 @@ class CallMemory:
         def run() -> list[Hit]:
             return [self._hit(*pair) for pair in search(query)[: query.top_k]]
 
+        started, hits = time.perf_counter(), list[Hit]()
         try:
-            return await _within(submit(run), self.deadline_ms / 1000.0)
+            hits = await _within(submit(run), self.deadline_ms / 1000.0)
         except Exception as error:  # noqa: BLE001 - the host must not hear of it
             logger.error("call %r: no %s (%s)", self.name, what, type(error).__name__)
-            return []
+        if self._witness is not None:
+            self._witness.lookup(what, text, (time.perf_counter() - started) * 1000.0, hits)
+        return hits
 
     def _recall(self, query: Query) -> Pairs:
         foreseen, _ = self._foreseen(query)
@@ -918,17 +1041,7 @@ class CallMemory:
         )
 
     def _hit(self, index: SessionIndex, match: Match) -> Hit:
-        doc = match.document
-        metadata = doc.metadata or {}
-        source = passage_source(index.name, doc.id)
-        number, at_s = metadata.get("turn"), metadata.get("at_s")
-        if index is self.session and isinstance(number, int):
-            source = turn_source(
-                number,
-                str(metadata.get("speaker", "unknown")),
-                float(at_s) if isinstance(at_s, int | float) else None,
-            )
-        return Hit(doc.id, doc.text, match.score, index.name, source, metadata, match.parts)
+        return hit_of(self.session, index, match)
 
     # --- ending ------------------------------------------------------------------------------------
 
@@ -957,6 +1070,8 @@ class CallMemory:
         result = await self.session.push_index(
             on_conflict="merge", if_unreachable="raise" if self._durable else "queue"
         )
+        if self._witness is not None:
+            self._witness.push(result)
         if result.merged_from is not None:
             await in_worker(self._notice_others)
         if self._journal is not None and covered:
@@ -1013,9 +1128,11 @@ class CallMemory:
         if self._last_flush is not None:
             await _done(self._last_flush)
         result, done = None, True
+        ending: Ending = "nothing" if keep else "discarded"
         if keep and (self._turns or self.session.unpushed):
             result = await self._push_patiently()
             done = result is not None and not self._unindexed
+            ending = "failed" if result is None else "pushed"
         with contextlib.suppress(MossError):
             await self.session.close()
         if self._journal is not None:
@@ -1023,7 +1140,21 @@ class CallMemory:
                 await in_writer(self._journal.clear if done else self._journal.close)
             except MossError as error:
                 logger.error("call %r: the journal stays (%s)", self.name, error)
+        if self._witness is not None:
+            if keep:
+                self._witness.end(pushed=done)
+            else:
+                self._witness.discard()
+        self._ending = ending
         return result
+
+    @property
+    def ending(self) -> Ending | None:
+        """How the call ended; None before.
+
+        Its turns are `pushed`, there was `nothing` to push, the push `failed`, or it was `discarded`.
+        """
+        return self._ending
 
     async def _push_patiently(self) -> PushIndexResult | None:
         for pause_s in (*_PUSH_PAUSES_S, None):

@@ -9,6 +9,7 @@ Synchronous, on a worker. Nothing here changes: what the call was when it was as
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,18 +18,22 @@ import numpy.typing as npt
 
 from moss_voice import ranking
 from moss_voice import text as spoken
+from moss_voice.call.context import passage_source, turn_source
 from moss_voice.call.focus import merged, weights
 from moss_voice.call.knowledge import Knowledge
 from moss_voice.call.names import Named
 from moss_voice.call.numbers import other_forms
-from moss_voice.ranking import Part
+from moss_voice.ranking import Part, check_parts
 from moss_voice.searching import Manner, Match, Prepared, rank
 from moss_voice.session import SessionIndex
+from moss_voice.types import Hit
 from moss_voice.workers import submit_aside
 
-__all__ = ["Found", "Query", "Recall", "Said"]
+__all__ = ["SPARE_HITS", "Found", "Query", "Recall", "Said", "hit_of"]
 
 F32 = npt.NDArray[np.float32]
+# Found for an interim beyond what is shown, for those that turn out to be visible to the LLM.
+SPARE_HITS = 8
 # Of how many turns it is kept what they name.
 _NAMED_TURNS = 256
 
@@ -67,6 +72,7 @@ class Said(NamedTuple):
         recent: The term ids of the turns before it, the latest first.
         turns: The words of turns before it, squashed, the latest first.
         words: The words said so far.
+        in_focus: Names put in focus by hand, the newest first; None where what was said tells.
     """
 
     left_out: Collection[str]
@@ -74,18 +80,30 @@ class Said(NamedTuple):
     recent: Sequence[Sequence[int]]
     turns: Sequence[str]
     words: Collection[str]
+    in_focus: Sequence[str] | None = None
 
 
 class Found(NamedTuple):
     """What was found.
 
     Attributes:
-        sources: Per index, best first.
-        need: See `CallContext.need`.
+        sources: Per index, best first: the call's own turns, then the knowledge.
+        needs: Per knowledge index; see `CallContext.need`.
+        vector: (dim,) float32, the query's; None where nothing was embedded.
+        embed_ms: How long the model took.
+        search_ms: How long the rest took, what was done beside the model left out.
     """
 
     sources: list[Pairs]
-    need: float | None
+    needs: list[float | None]
+    vector: F32 | None = None
+    embed_ms: float = 0.0
+    search_ms: float = 0.0
+
+    @property
+    def need(self) -> float | None:
+        """See `CallContext.need`."""
+        return max((need for need in self.needs if need is not None), default=None)
 
 
 class _Asked(NamedTuple):
@@ -120,7 +138,7 @@ class Recall:
         self._session = session
         self._knowledge = tuple(knowledge)
         self._alpha = alpha
-        self._min_score = min_score
+        self.min_score = min_score
         self._without = without
         # What turns name, by their words: asked for again and again while a call goes on.
         self._named: dict[str, list[Named]] = {}
@@ -137,6 +155,13 @@ class Recall:
     def __repr__(self) -> str:
         without = f" without {', '.join(sorted(self._without))}" if self._without else ""
         return f"<Recall of {self._session.name!r} and {len(self._knowledge)} indexes{without}>"
+
+    def widely(self) -> Recall:
+        """Return the same with no gate and no least score."""
+        without = self._without.union(check_parts(["gate"]))
+        return Recall(
+            self._session, self._knowledge, alpha=self._alpha, min_score=0.0, without=without
+        )
 
     def _has(self, part: Part) -> bool:
         return part not in self._without
@@ -170,13 +195,18 @@ class Recall:
             said: The call so far.
             model: Makes the query's vector; None to go by words alone.
         """
+        began = time.perf_counter()
         aside = submit_aside(self._prepare, query, said)
         own = model() if model is not None else None
+        embedded = time.perf_counter()
         turns, asked = aside.result()
         known = [self._passages(each, query, said, own) for each in asked]
         return Found(
             [self._turns(query, own, turns), *(pairs for pairs, _ in known)],
-            max((need for _, need in known if need is not None), default=None),
+            [need for _, need in known],
+            own,
+            (embedded - began) * 1000.0,
+            (time.perf_counter() - embedded) * 1000.0,
         )
 
     def turns(self, query: Query, said: Said, model: Model | None) -> Pairs:
@@ -192,11 +222,16 @@ class Recall:
 
     def _prepare(self, query: Query, said: Said) -> tuple[Prepared | None, list[_Asked]]:
         terms = self._terms(query)
-        recent = self.about([query.words, *said.turns], said.words)
+        recent = self._in_focus(query, said)
         asked = [
             self._prepare_passages(each, query, said, terms, recent) for each in self._knowledge
         ]
         return self._prepare_turns(query, said, terms), asked
+
+    def _in_focus(self, query: Query, said: Said) -> list[Named]:
+        if said.in_focus is not None:
+            return [Named(value, 1.0, "exact") for value in said.in_focus]
+        return self.about([query.words, *said.turns], said.words)
 
     def _prepare_turns(
         self, query: Query, said: Said, terms: Mapping[int, float]
@@ -243,11 +278,15 @@ class Recall:
                 terms.update(dict.fromkeys(spoken.term_ids(form).tolist(), weight))
         return terms
 
-    def _turns(self, query: Query, own: F32 | None, search: Prepared | None) -> Pairs:
+    def least_of_turns(self, query: Query) -> float:
+        """Return the score below which the call's own turns stay out of a reply that asks nothing."""
         gated = self._has("gate") and not query.is_asked and not spoken.asks(query.text)
         # Who reads out a number may well mean one that was read out before.
         gated = gated and not (self._has("numbers") and other_forms(query.text))
-        least = ranking.UNASKED_MIN_SCORE if gated else 0.0
+        return ranking.UNASKED_MIN_SCORE if gated else 0.0
+
+    def _turns(self, query: Query, own: F32 | None, search: Prepared | None) -> Pairs:
+        least = self.least_of_turns(query)
         return self._found(self._session, search, own, query, min_score=least)
 
     def _passages(
@@ -293,8 +332,23 @@ class Recall:
             vector,
             top_k=query.top_k,
             alpha=self._alpha if vector is not None else 0.0,
-            min_score=max(min_score, self._min_score) if vector is not None else None,
+            min_score=max(min_score, self.min_score) if vector is not None else None,
             own=own,
             least=least,
         )
         return [(index, match) for match in matches]
+
+
+def hit_of(own: SessionIndex, index: SessionIndex, match: Match) -> Hit:
+    """Return a match as a hit of a call whose own index is `own`."""
+    doc = match.document
+    metadata = doc.metadata or {}
+    source = passage_source(index.name, doc.id)
+    number, at_s = metadata.get("turn"), metadata.get("at_s")
+    if index is own and isinstance(number, int):
+        source = turn_source(
+            number,
+            str(metadata.get("speaker", "unknown")),
+            float(at_s) if isinstance(at_s, int | float) else None,
+        )
+    return Hit(doc.id, doc.text, match.score, index.name, source, metadata, match.parts)

@@ -47,6 +47,11 @@ project_app = typer.Typer(
     epilog=EXIT_CODES,
 )
 session_app = typer.Typer(no_args_is_help=True, help="Look at stored calls.", epilog=EXIT_CODES)
+recordings_app = typer.Typer(
+    no_args_is_help=True,
+    help="Recordings of calls, which hold text: list and delete them.",
+    epilog=EXIT_CODES,
+)
 key_app = typer.Typer(
     no_args_is_help=True,
     help="Make encryption keys, and tell which are in use.",
@@ -56,6 +61,7 @@ app.add_typer(index_app, name="index")
 app.add_typer(session_app, name="session")
 app.add_typer(project_app, name="project")
 app.add_typer(key_app, name="key")
+app.add_typer(recordings_app, name="recordings")
 
 
 def _version(wanted: bool) -> None:
@@ -210,6 +216,9 @@ def _replay(
     save: Annotated[
         bool, typer.Option("--save", help="Push to the cloud, not to a temporary one.")
     ] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep recordings, which hold the text, for `inspect`.")
+    ] = False,
     brief: Annotated[bool, typer.Option("--brief", help="A line per call.")] = False,
     pace: PaceOption = Pace.FAST,
     top_k: TopK = 5,
@@ -233,6 +242,7 @@ def _replay(
         call=call,
         limit=limit,
         save=save,
+        record=record,
         brief=brief,
         pace=pace,
         top_k=top_k,
@@ -240,6 +250,131 @@ def _replay(
         visible=visible,
     )
     shell.run(run_replay(shell, calls, options))
+
+
+RecordingsDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--recordings",
+        metavar="DIR",
+        file_okay=False,
+        help="Where recordings are; else MOSS_VOICE_RECORD, else the user's data directory.",
+    ),
+]
+
+
+@command(app, "inspect")
+def _inspect(
+    shell: Shell,
+    call: Annotated[
+        str,
+        typer.Argument(
+            metavar="CALL",
+            help="`demo`, the id of a recorded call, the file of a recording, or a file of calls, one"
+            " JSON object per line, of which one is played first.",
+            show_default=False,
+        ),
+    ],
+    one: Annotated[
+        str | None, typer.Option("--call", metavar="ID", help="Of a file of calls, this one.")
+    ] = None,
+    knowledge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INDEX|FILE",
+            help="For a file of calls: where to look things up, as in `replay`.",
+        ),
+    ] = None,
+    focus: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD", help="For a file of calls, as in `replay`.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            dir_okay=False,
+            help="Write one HTML file that needs nothing else; then end.",
+        ),
+    ] = None,
+    redact: Annotated[
+        bool,
+        typer.Option(help="Leave card numbers, addresses, phone and id numbers out of that file."),
+    ] = True,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Ask the call again with this setting and show both side by side: alpha, top_k,"
+            " min_score, max_tokens, without (parts, comma-separated) or focus.",
+        ),
+    ] = None,
+    recordings: RecordingsDir = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 0,
+    browse: Annotated[bool, typer.Option(help="Open a browser, at a terminal.")] = True,
+) -> None:
+    """Look at a recorded call: what was recalled at each turn, from where, why, and how fast.
+
+    A call is recorded where somebody asks for it: `record=True` for a call, MOSS_VOICE_RECORD=1 for all of
+    a process, `replay --record`. A recording holds what was said, as text, on this machine.
+    """
+    from moss_voice.cli import inspecting
+
+    look = inspecting.Look(
+        call,
+        call=one,
+        knowledge=tuple(knowledge or ()),
+        focus=tuple(focus) if focus else None,
+        directory=recordings,
+        out=out,
+        redact=redact,
+        against=tuple(against or ()),
+        port=port,
+        browse=browse,
+    )
+    shell.run(inspecting.inspect(shell, look))
+
+
+@command(recordings_app, "list")
+def _recordings_list(shell: Shell, recordings: RecordingsDir = None) -> None:
+    """List recorded calls, the newest first."""
+    from moss_voice.cli import inspecting
+
+    inspecting.list_all(shell, recordings)
+
+
+@command(recordings_app, "delete")
+def _recordings_delete(
+    shell: Shell,
+    calls: Annotated[
+        list[str] | None, typer.Argument(metavar="CALL", help="Ids of calls.", show_default=False)
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Those of every call.")] = False,
+    older_than: Annotated[
+        float | None,
+        typer.Option(
+            parser=_duration, metavar="DURATION", help="Only those that are older, such as 30d."
+        ),
+    ] = None,
+    recordings: RecordingsDir = None,
+    yes: Yes = False,
+) -> None:
+    """Delete recordings of some calls, or of all."""
+    from moss_voice.cli import inspecting
+
+    if bool(calls) == everything:
+        raise typer.BadParameter("expected ids of calls, or --all", param_hint="CALL")
+    _asked(yes)
+    shell.run(
+        inspecting.delete(
+            shell,
+            calls or [],
+            directory=recordings,
+            older_than_s=older_than,
+            everything=everything,
+            sure=yes,
+        )
+    )
 
 
 @command(index_app, "create")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import secrets
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from rich.console import Console
 from rich.text import Text
 
 from moss_voice import demo
+from moss_voice.call.recording import find_recordings
 from moss_voice.calls import CallScript
 from moss_voice.cli.play import (
     Played,
@@ -22,18 +30,20 @@ from moss_voice.cli.play import (
     show_wrapped,
     tally_rows,
 )
-from moss_voice.cli.shell import Host, Pace, Shell, plain
+from moss_voice.cli.shell import Host, Pace, Shell, plain, quiet_recordings
 from moss_voice.cli.specialist import Visit, ask_specialist
 from moss_voice.cli.stage import Scene, Stage, find_stage
 from moss_voice.client import MossClient
 from moss_voice.errors import MossError
 from moss_voice.types import PushIndexResult
 
-__all__ = ["run_demo"]
+__all__ = ["KeptDemo", "kept_demo", "run_demo"]
 
 KNOWLEDGE = "larkline"
 PROJECT = "demo"
 _TOP_K = 5
+_CLOUD = "cloud"
+_RECORDINGS = "recordings"
 
 
 # What the agent was going on to say where the caller cuts in: about as much again.
@@ -58,15 +68,24 @@ async def run_demo(
     script, documents, questions = demo.call(), demo.faq_documents(), demo.questions()
     out = None if shell.json else shell.out
     tally, played = Tally(calls=1), list[Played]()
-    scene = Scene(script, (KNOWLEDGE,), pace, top_k, deadline_ms, _UNSAID, without)
-    with shell.progress("Looking for LiveKit", quiet=host is Host.NONE):
-        stage = find_stage(host, scene)
-    with tempfile.TemporaryDirectory(prefix="moss-voice-demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="moss-voice-demo-") as folder, quiet_recordings():
         root = Path(folder)
+        scene = Scene(
+            script,
+            (KNOWLEDGE,),
+            pace,
+            top_k,
+            deadline_ms,
+            _UNSAID,
+            without,
+            root / _RECORDINGS,
+        )
+        with shell.progress("Looking for LiveKit", quiet=host is Host.NONE):
+            stage = find_stage(host, scene)
         client = MossClient(
             PROJECT,
             shell.project_key,
-            cloud=root / "cloud",
+            cloud=root / _CLOUD,
             cache_path=root / "cache",
             journal_path=root / "journal",
         )
@@ -92,11 +111,12 @@ async def run_demo(
             _show_push(out, stage, tally, pushed)
         told = await ask_specialist(
             [Visit(script.id, [question.query for question in questions])],
-            cloud=str(root / "cloud"),
+            cloud=str(root / _CLOUD),
             project_id=PROJECT,
             project_key=shell.project_key,
             top_k=_TOP_K,
         )
+        kept = await asyncio.to_thread(_keep, root)
     resumed = told["calls"][0]
     ids = {turn.turn.number: turn.id for turn in played if turn.id is not None}
     answers = [
@@ -107,6 +127,7 @@ async def run_demo(
         _show_specialist(
             out, told["pid"], resumed, answers, {turn.id: turn for turn in played if turn.id}
         )
+        _show_next(out, kept)
     else:
         shell.emit(
             {
@@ -174,7 +195,7 @@ def _introduce(
     about = (
         f"A call of {turns} turns in {minutes:.0f} minutes to Larkline, a telecom company made up"
         f" for this demo. Its {passages} FAQ passages were indexed in {indexed_ms:.0f} ms, the model"
-        " loaded included. Everything stays on this machine, in a temporary directory."
+        " loaded included. Everything stays on this machine."
     )
     show_wrapped(out, Text(about), head=Text())
     show_wrapped(out, Text(stage.about), head=Text())
@@ -230,12 +251,73 @@ def _show_specialist(
     found = sum(answer["rank"] is not None for answer in answers)
     first = sum(answer["rank"] == 1 for answer in answers)
     out.print(f"  {found} of {len(answers)} answers found, {first} of them in first place.")
+
+
+def _show_next(out: Console, kept: KeptDemo | None) -> None:
     out.print()
-    out.print(Text("Next", style="bold"))
-    for line, what in (
+    out.print(Text.assemble(("Next", "bold"), (_program(), "dim")))
+    lines = [
         ("moss-voice index create faq FILES...", "index your own FAQ"),
         ('moss-voice query faq "how do I get a refund"', "ask it"),
         ("moss-voice replay CALLS.jsonl --knowledge faq", "play recorded calls with it"),
         ("moss-voice doctor", "check this machine"),
-    ):
+    ]
+    if kept is not None:
+        lines.insert(0, ("moss-voice inspect demo", "see this call, turn by turn"))
+    for line, what in lines:
         out.print(Text.assemble("  ", (f"{line:<47}", "cyan"), what), soft_wrap=True)
+    if kept is not None:
+        about = (
+            f"This call, which is made up, is kept for that in {kept.recording.parents[2]}, with its FAQ;"
+            " real calls are recorded only where you ask for it."
+        )
+        out.print()
+        show_wrapped(out, Text(about, style="dim"), head=Text())
+
+
+def _program() -> str:
+    """Tell where the program is, where a shell would not find it by its name."""
+    if shutil.which("moss-voice") or not Path(sys.argv[0]).is_file():
+        return ""
+    here = os.path.relpath(sys.argv[0])
+    return f", with {here if not here.startswith('..') else sys.argv[0]} as moss-voice"
+
+
+# --- what is kept of it ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KeptDemo:
+    """What is kept of the last demo, for `moss-voice inspect demo`."""
+
+    recording: Path
+    cloud: Path
+
+
+def _home() -> Path:
+    return Path(platformdirs.user_data_dir("moss_voice", appauthor=False)) / "demo"
+
+
+def kept_demo() -> KeptDemo | None:
+    """Return what is kept of the last demo, None where there was none."""
+    found = find_recordings(_home() / _RECORDINGS)
+    return KeptDemo(found[0], _home() / _CLOUD) if found else None
+
+
+def _keep(root: Path) -> KeptDemo | None:
+    """Keep the cloud and the recording of a demo in place of the one before; None where it cannot be."""
+    home = _home()
+    fresh, old = (home.with_name(f"demo~{secrets.token_hex(4)}") for _ in range(2))
+    try:
+        fresh.mkdir(parents=True)
+        for part in (_CLOUD, _RECORDINGS):
+            shutil.copytree(root / part, fresh / part)
+        with suppress(FileNotFoundError):
+            home.replace(old)
+        fresh.replace(home)
+    except OSError:
+        shutil.rmtree(fresh, ignore_errors=True)
+        return None
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+    return kept_demo()

@@ -35,7 +35,7 @@ from moss_voice.client import MossClient
 from moss_voice.cloud.cloud import Cloud, open_cloud
 from moss_voice.cloud.log import Commit
 from moss_voice.cloud.names import encode_name
-from moss_voice.cloud.objects import Objects
+from moss_voice.cloud.objects import Store
 from moss_voice.cloud.store import ObjectLog
 from moss_voice.embedding import Embedder
 from moss_voice.errors import CloudUnavailableError, MossError, PermissionDeniedError
@@ -204,7 +204,7 @@ async def _first_commit_wins(cloud: Cloud, project: str, index: str) -> float:
     return commit_ms
 
 
-async def _sweep(objects: Objects, folder: str) -> None:
+async def _sweep(objects: Store, folder: str) -> None:
     """Remove what a deleted index leaves: the record of its deletion."""
     left = await objects.listing(folder)
     await objects.delete([f"{folder}/{file.name}" for file in left])

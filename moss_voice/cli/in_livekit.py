@@ -171,6 +171,7 @@ class LiveKit:
                 on_context=self._contexts.append,
                 top_k=self._scene.top_k,
                 deadline_ms=self._scene.deadline_ms,
+                record=self._scene.record or False,
             )
             self._watch(memory, call)
             async with call:
@@ -180,6 +181,7 @@ class LiveKit:
             # The close has pushed it: asked for here is only what it was told.
             await client.get_index(script.id)
             self.pushed = await memory.end()
+            await memory.recorded()
         except (RuntimeError, TimeoutError) as error:
             raise MossError(f"the call in LiveKit did not go on: {error}") from error
         except IndexNotFoundError:

@@ -154,6 +154,7 @@ async def play(
             turn.text,
             turn.speaker,
             at=turn.start_s,
+            until=turn.end_s,
             interrupted=turn.interrupted,
             id=f"turn-{turn.number}",  # the same each time the script is played
         )

@@ -24,7 +24,7 @@ from moss_voice.errors import IndexNotFoundError, InvalidArgumentError, MossErro
 from moss_voice.faq import read_documents
 from moss_voice.types import DocumentInfo, GetDocumentsOptions, PushIndexResult
 
-__all__ = ["Options", "run_replay"]
+__all__ = ["Options", "Place", "bring_knowledge", "place_for", "run_replay", "scripts_of"]
 
 _PROJECT = "replay"
 
@@ -42,6 +42,7 @@ class Options:
         call: The one call to play; all where None.
         limit: The most calls.
         save: Push to the user's cloud, not to a temporary one.
+        record: Keep a recording of each call; in this directory, or where they usually are.
         brief: A line per call in place of its turns.
     """
 
@@ -52,6 +53,7 @@ class Options:
     call: str | None = None
     limit: int | None = None
     save: bool = False
+    record: bool | Path = False
     brief: bool = False
     pace: Pace = Pace.FAST
     top_k: int = 5
@@ -60,7 +62,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where calls are pushed, as this process and another one open it."""
 
     client: MossClient
@@ -71,11 +73,11 @@ class _Place:
 
 async def run_replay(shell: Shell, path: Path, options: Options) -> None:
     """Play the calls of a file and tell what happened."""
-    scripts = await asyncio.to_thread(_scripts, path, options)
+    scripts = await asyncio.to_thread(scripts_of, path, options)
     out = None if shell.json else shell.out
     total, visits, kept = Tally(), list[Visit](), dict[str, int]()
-    async with _place(shell, options) as place:
-        names = [await _knowledge(shell, place, name, options) for name in options.knowledge]
+    async with place_for(shell, options) as place:
+        names = [await bring_knowledge(shell, place, name, options) for name in options.knowledge]
         scripts = await _with_known_gold(place, scripts, names)
         # The turns, shown on the same terminal, are progress enough.
         shown = out is not None and out.is_terminal
@@ -125,7 +127,8 @@ async def run_replay(shell: Shell, path: Path, options: Options) -> None:
         )
 
 
-def _scripts(path: Path, options: Options) -> list[CallScript]:
+def scripts_of(path: Path, options: Options) -> list[CallScript]:
+    """Return the calls of a file that are wanted."""
     calls = read_calls(path)
     if options.call is not None:
         chosen = [call for call in calls if call.id == options.call]
@@ -136,14 +139,14 @@ def _scripts(path: Path, options: Options) -> list[CallScript]:
 
 
 @asynccontextmanager
-async def _place(shell: Shell, options: Options) -> AsyncIterator[_Place]:
+async def place_for(shell: Shell, options: Options) -> AsyncIterator[Place]:
     """Open the user's cloud, or a temporary one that goes with everything pushed to it."""
     if options.save:
         cloud = where(shell.cloud, "MOSS_VOICE_CLOUD")
         if cloud is not None and cloud.startswith("memory://"):
             raise InvalidArgumentError("--save: a memory:// cloud ends with this process")
         async with shell.client() as client:
-            yield _Place(client, cloud, shell.project_id, shell.project_key)
+            yield Place(client, cloud, shell.project_id, shell.project_key)
         return
     with tempfile.TemporaryDirectory(prefix="moss-voice-replay-") as folder:
         root = Path(folder)
@@ -155,10 +158,10 @@ async def _place(shell: Shell, options: Options) -> AsyncIterator[_Place]:
             journal_path=root / "journal",
             encryption_key_file=shell.key_file,
         ) as client:
-            yield _Place(client, str(root / "cloud"), _PROJECT, shell.project_key)
+            yield Place(client, str(root / "cloud"), _PROJECT, shell.project_key)
 
 
-async def _knowledge(shell: Shell, place: _Place, name: str, options: Options) -> str:
+async def bring_knowledge(shell: Shell, place: Place, name: str, options: Options) -> str:
     """Bring an FAQ file or an index of the user's cloud to where the calls are; return its name."""
     read = await asyncio.to_thread(_faq, Path(name))
     if read is not None:
@@ -177,7 +180,7 @@ def _faq(path: Path) -> tuple[str, list[DocumentInfo]] | None:
     return (path.resolve().stem, read_documents(path)) if path.exists() else None
 
 
-async def _copy(shell: Shell, place: _Place, name: str) -> None:
+async def _copy(shell: Shell, place: Place, name: str) -> None:
     """Copy an index from the user's cloud to the temporary one, nothing embedded anew."""
     async with shell.client() as theirs:
         try:
@@ -189,7 +192,7 @@ async def _copy(shell: Shell, place: _Place, name: str) -> None:
 
 
 async def _with_known_gold(
-    place: _Place, scripts: Sequence[CallScript], names: Sequence[str]
+    place: Place, scripts: Sequence[CallScript], names: Sequence[str]
 ) -> list[CallScript]:
     """Leave out the passages that answer a turn but are in none of the indexes: no miss of ours."""
     wanted = sorted({id_ for call in scripts for _, gold in call.knowledge for id_ in gold})
@@ -207,7 +210,7 @@ async def _with_known_gold(
 
 async def _play(
     out: Console | None,
-    place: _Place,
+    place: Place,
     script: CallScript,
     knowledge: Sequence[str],
     options: Options,
@@ -222,6 +225,7 @@ async def _play(
         without=options.without,
         top_k=options.top_k,
         deadline_ms=options.deadline_ms,
+        record=options.record,
     )
     try:
         async for played in play(call, script, pace=options.pace, visible=options.visible):

@@ -76,6 +76,7 @@ _HINTS: Final = {
     "model_load": "`moss-voice doctor` looks closer",
     "model_not_found": "take moss-minilm, or the directory of a model",
     "permission_denied": "the key reads only, or opens another project; give one that may",
+    "recording_not_found": "`moss-voice recordings list` shows what there is",
     "rate_limited": "try again in a while",
     "too_large": "send it in smaller parts",
 }
@@ -329,6 +330,17 @@ def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False, soft_wrap=False, emoji=False, markup=False)
+
+
+@contextmanager
+def quiet_recordings() -> Iterator[None]:
+    """Leave out the warning that a call is recorded: of one that this program plays, it says so itself."""
+    logger = logging.getLogger("moss_voice.call.witness")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def where(option: str | None, variable: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from moss_voice.calls import CallScript
@@ -26,6 +27,7 @@ class Scene:
 
     Attributes:
         without: Parts of the retrieval that are left out.
+        record: Where a recording of the call goes.
         unsaid: By the number of an interrupted turn: what the agent would have gone on to say. A host
             that really cuts it off needs more words than were heard.
     """
@@ -37,6 +39,7 @@ class Scene:
     deadline_ms: float = 50.0
     unsaid: Mapping[int, str] = field(default_factory=dict)
     without: Sequence[str] = ()
+    record: Path | None = None
 
 
 class Stage(Protocol):
@@ -120,11 +123,13 @@ class _Engine:
             without=scene.without,
             top_k=scene.top_k,
             deadline_ms=scene.deadline_ms,
+            record=scene.record or False,
         )
         async with aclosing(play(call, scene.script, pace=scene.pace)) as turns:
             async for turn in turns:
                 yield turn
         self.pushed = await call.end()
+        await call.recorded()
 
     def rows(self) -> list[tuple[str, str]]:
         return []

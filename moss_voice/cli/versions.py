@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
+from moss_voice.call.recording import find_recordings, recordings_path
 from moss_voice.cli.indexes import Column, kept_until, moment, period, tabled
 from moss_voice.cli.shell import FAILED, Shell, counted, plain
 from moss_voice.client import MossClient
@@ -219,6 +220,18 @@ async def encrypt(shell: Shell, names: Sequence[str] | None) -> None:
 # --- forgetting ------------------------------------------------------------------------------------
 
 
+def _report_recordings(shell: Shell) -> None:
+    """Say that recordings, which hold text too, are not looked through."""
+    folder = recordings_path(None) or recordings_path(True)
+    there = len(find_recordings(folder)) if folder is not None else 0
+    if there:
+        told = (
+            f"{counted(there, 'recording')} of calls on this machine may hold what was said too:"
+            " `moss-voice recordings list`, `recordings delete`"
+        )
+        shell.err.print(Text(told, style="yellow"))
+
+
 async def forget(
     shell: Shell,
     condition: Mapping[str, Any],
@@ -258,6 +271,7 @@ async def forget(
         if done:
             _show(shell.out, done, done=True)
         _report_left(shell, done, left)
+        _report_recordings(shell)
     if left:
         raise typer.Exit(FAILED)
 

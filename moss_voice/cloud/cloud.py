@@ -21,7 +21,7 @@ from moss_voice.cloud.contract import Authenticator, Log
 from moss_voice.cloud.forgetting import Forgotten
 from moss_voice.cloud.keyed import Encoded, KeyedLog, Load, Received
 from moss_voice.cloud.log import Commit, Segment, SegmentRef
-from moss_voice.cloud.objects import open_objects
+from moss_voice.cloud.objects import Store, open_objects
 from moss_voice.cloud.pacing import TRIES, stand_back, together
 from moss_voice.cloud.sealing import Keyring
 from moss_voice.cloud.store import ObjectLog
@@ -56,7 +56,7 @@ class Pushed(NamedTuple):
 
 
 def open_cloud(
-    where: str | Path | None = None,
+    where: str | Path | Store | None = None,
     *,
     keyring: Keyring | None = None,
     key: str | None = None,
@@ -66,7 +66,7 @@ def open_cloud(
     """Open a cloud; a server is not asked yet.
 
     Args:
-        where: `http(s)://...` for a moss-voice server; else see `open_objects`.
+        where: `http(s)://...` for a moss-voice server; a store that is ready; else see `open_objects`.
         keyring: To seal and open with.
         key: The project's key, for a server.
         authenticator: Gives tokens in place of it.
@@ -82,7 +82,8 @@ def open_cloud(
 
         log_ = HttpLog(where, key=key, authenticator=authenticator, on_sent=on_sent)
         return Cloud(log_, keyring=keyring)
-    return Cloud(ObjectLog(open_objects(where)), keyring=keyring)
+    objects = where if isinstance(where, Store) else open_objects(where)
+    return Cloud(ObjectLog(objects), keyring=keyring)
 
 
 class Cloud(KeyedLog):

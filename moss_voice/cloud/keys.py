@@ -28,7 +28,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from moss_voice.cloud import log
 from moss_voice.cloud.names import encode_name
-from moss_voice.cloud.objects import Objects
+from moss_voice.cloud.objects import Store
 from moss_voice.errors import AuthenticationError, CorruptDataError, InvalidArgumentError
 
 __all__ = ["DEFAULT_PROJECT", "KeyInfo", "NewKey", "ProjectKeys", "utc_now"]
@@ -91,7 +91,7 @@ class NewKey(NamedTuple):
 class ProjectKeys:
     """The keys of the projects in one store."""
 
-    def __init__(self, objects: Objects, *, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, objects: Store, *, now: Callable[[], datetime] = utc_now) -> None:
         """Take a ready store, and the clock that ends keys."""
         self._objects = objects
         self._now = now

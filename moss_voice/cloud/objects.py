@@ -1,7 +1,7 @@
 """Objects by path, in a directory, in memory, or in an object store: the few operations that a log needs.
 
-What is promised: an object appears at once and complete; of two that create one path exactly one wins;
-what the store raises becomes `CloudUnavailableError`, once, here.
+What is promised: see `Store`, which may be of somebody's own making. What obstore raises becomes
+`CloudUnavailableError`, once, here.
 
 A local directory (obstore 0.12 `LocalStore`) keeps the promises thus: an object is written to a
 staging file beside its place (`NAME#1`, which no listing shows) and then renamed, or for put-if-absent
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
@@ -35,7 +36,7 @@ from obstore.store import LocalStore, MemoryStore, ObjectStore
 
 from moss_voice.errors import AuthenticationError, CloudUnavailableError, InvalidArgumentError
 
-__all__ = ["OBJECT_STORES", "Found", "Objects", "open_objects"]
+__all__ = ["OBJECT_STORES", "Objects", "Store", "StoredObject", "open_objects"]
 
 # URL schemes of object stores, and where each finds its credentials.
 OBJECT_STORES: Final = ("s3", "gs", "az")
@@ -61,8 +62,16 @@ _ALLOW_HTTP: Final = ("AWS_ALLOW_HTTP", "GOOGLE_ALLOW_HTTP", "AZURE_ALLOW_HTTP")
 _memories: dict[str, MemoryStore] = {}
 
 
-class Found(NamedTuple):
-    """What a listing tells of an object: its file name, size, time, and what changes when it does."""
+class StoredObject(NamedTuple):
+    """What a listing tells of an object.
+
+    Attributes:
+        name: The last component of its path.
+        size_bytes: Of its data.
+        at: When it was last put; aware.
+        tag: What changes whenever it is put anew; None where the store has no such thing, and `at` is as
+            good.
+    """
 
     name: str
     size_bytes: int
@@ -70,8 +79,70 @@ class Found(NamedTuple):
     tag: str | None
 
 
-class Objects:
-    """The objects of one store. Safe to share between tasks, threads and event loops."""
+class Store(ABC):
+    """A store of objects by path, that `MossClient` can keep a cloud in: the contract for one of your own.
+
+    What it must promise: an object appears at once and complete, and is safe when `put` returns; of all
+    that put one path `if_absent`, in whatever process, exactly one is told True; what was put or deleted
+    shows in the very next answer, to everybody. Everything else (versions, merges, keys of projects,
+    encryption) is built on that. Paths are up to five components of at most 200 characters, of lower-case
+    letters, digits, `-`, `_`, `.`, `~`, and `%` with capital hexadecimal digits, joined by `/`. A segment
+    is one object: as large as what is pushed at once.
+
+    Methods are awaited on any event loop, several at a time; a store whose calls block runs them in a
+    thread (`asyncio.to_thread`), since a caller may be on the line. Where it does not answer it raises
+    `moss_voice.errors.CloudUnavailableError`: that, and nothing else, is taken for being away. Who made
+    it closes it.
+
+    Attributes:
+        name: Where it is, without credentials: journals and waiting pushes know their cloud by it.
+    """
+
+    name: str
+
+    @abstractmethod
+    async def put(self, path: str, data: bytes | memoryview, *, if_absent: bool) -> bool:
+        """Store an object whole; False where `if_absent` and there is one."""
+
+    @abstractmethod
+    async def get(self, path: str) -> bytes | memoryview | None:
+        """Return an object, or None where there is none."""
+
+    @abstractmethod
+    async def listing(self, folder: str, *, after: str | None = None) -> list[StoredObject]:
+        """Return a folder's objects, those after a name where given (as text sorts), in any order."""
+
+    @abstractmethod
+    async def folders(self, folder: str) -> list[str]:
+        """Return the paths of the folders in a folder; in the store itself where it is empty."""
+
+    @abstractmethod
+    async def delete(self, paths: Sequence[str]) -> None:
+        """Remove objects; those that are not there are passed over."""
+
+    @abstractmethod
+    async def stored_at(self, path: str) -> datetime | None:
+        """Return when an object was last put, aware, or None where there is none."""
+
+    async def check(self) -> None:
+        """Raise `CloudUnavailableError` unless the store answers."""
+        await self.listing("~ready")
+
+    async def stream(self, path: str, *, part_bytes: int = 1 << 20) -> AsyncGenerator[bytes] | None:
+        """Return an object in parts, or None where there is none; here from what `get` returns."""
+        data = await self.get(path)
+        if data is None:
+            return None
+
+        async def parts() -> AsyncGenerator[bytes]:
+            for start in range(0, len(data), part_bytes):
+                yield bytes(data[start : start + part_bytes])
+
+        return parts()
+
+
+class Objects(Store):
+    """The objects of an obstore store. Safe to share between tasks, threads and event loops."""
 
     def __init__(self, store: ObjectStore, *, name: str) -> None:
         """Take a ready store.
@@ -93,7 +164,7 @@ class Objects:
         A directory must be there: one that a volume was mounted on would else be made anew in its place.
         """
         if self._directory is None:
-            await self.listing("~ready")
+            await super().check()
         elif not await asyncio.to_thread(os.access, self._directory, os.R_OK | os.W_OK | os.X_OK):
             raise CloudUnavailableError(f"{self.name} is not there, or not to be written")
 
@@ -134,13 +205,13 @@ class Objects:
 
         return parts()
 
-    async def listing(self, folder: str, *, after: str | None = None) -> list[Found]:
+    async def listing(self, folder: str, *, after: str | None = None) -> list[StoredObject]:
         """Return a folder's objects, those after a file name where given, in no order."""
         with _translated(f"list {self.name}"):
             offset = None if after is None else f"{folder}/{after}"
             found = await obstore.list(self._store, folder, offset=offset).collect_async()
             return [
-                Found(
+                StoredObject(
                     meta["path"].rpartition("/")[2],
                     meta["size"],
                     meta["last_modified"],

@@ -29,7 +29,7 @@ from moss_voice.cloud.contract import Log
 from moss_voice.cloud.keys import ProjectKeys, utc_now
 from moss_voice.cloud.log import FRESH_S, GRACE_S, KEEP_COMMITS, Commit, Head, StoredSegment
 from moss_voice.cloud.names import decode_name, encode_name
-from moss_voice.cloud.objects import Objects
+from moss_voice.cloud.objects import Store
 from moss_voice.cloud.pacing import TRIES, stand_back, together
 from moss_voice.errors import (
     CloudUnavailableError,
@@ -67,7 +67,7 @@ class ObjectLog(Log):
     raises `CloudUnavailableError` where the store cannot be read or written.
     """
 
-    def __init__(self, objects: Objects, *, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, objects: Store, *, now: Callable[[], datetime] = utc_now) -> None:
         """Take a ready store, and the clock that ends indexes and keys."""
         self.objects = objects
         self.keys = ProjectKeys(objects, now=now)

@@ -46,6 +46,25 @@ async def a_call(folder: Path) -> None:
         assert "four four one nine" in found.docs[0].text
 
 
+def a_call_to_look_at(folder: Path, command: Path) -> None:
+    """A recorded call, written as a page from the templates in the wheel."""
+    faq, calls, page = folder / "faq.md", folder / "calls.jsonl", folder / "call.html"
+    faq.write_text("# Refunds\n\n## How long does a refund take?\n\nFive working days.\n")
+    turns = [
+        {"i": 1, "speaker": "agent", "text": "hello"},
+        {"i": 2, "speaker": "user", "text": "how long does my refund take?"},
+    ]
+    calls.write_text(json.dumps({"id": "call", "turns": turns}) + "\n")
+    answer = subprocess.run(
+        [command, "inspect", calls, "--knowledge", faq, "--out", page],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "Five working days." in page.read_text("utf-8")
+
+
 def main() -> None:
     package = Path(moss_voice.__file__).parent
     assert "site-packages" in package.parts, f"not the installed wheel: {package}"
@@ -59,6 +78,8 @@ def main() -> None:
     )
     assert answer.returncode == 0, answer.stderr or answer.stdout
     json.loads(answer.stdout)
+    with tempfile.TemporaryDirectory() as folder:
+        a_call_to_look_at(Path(folder), command)
     print(
         f"the wheel of moss-voice {moss_voice.__version__} works on Python {sys.version.split()[0]}"
     )

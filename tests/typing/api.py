@@ -20,6 +20,8 @@ from moss_voice import (
     RecoveredCall,
     SearchResult,
     SessionIndex,
+    Store,
+    StoredObject,
 )
 
 
@@ -80,3 +82,10 @@ async def clouds(client: MossClient) -> None:
     assert_type(await client.get_job_status("id"), JobStatusResponse)
     assert_type(await client.wait_for_job("id"), JobStatusResponse)
     assert_type(await client.recover(), list[RecoveredCall])
+
+
+async def stores(store: Store) -> None:
+    client = MossClient(cloud=store)
+    assert_type(client, MossClient)
+    assert_type(await store.put("a/b", b"", if_absent=True), bool)
+    assert_type(await store.listing("a", after="b"), list[StoredObject])

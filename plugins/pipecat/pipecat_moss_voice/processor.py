@@ -38,12 +38,21 @@ from pipecat.services.llm_service import FunctionCallParams, LLMService
 from pipecat.utils.base_object import BaseObject
 
 from moss_voice import CallContext, CallMemory, Hit, MossClient
-from moss_voice.call.observe import count, span_attributes
+from moss_voice.call.observe import Tool, count, span_attributes
 from moss_voice.errors import InvalidArgumentError
-from moss_voice.live import OPEN_TIMEOUT_S, PUSH_TIMEOUT_S, Listener, begin_call, end_call
+from moss_voice.live import (
+    OPEN_TIMEOUT_S,
+    PUSH_TIMEOUT_S,
+    Listener,
+    begin_call,
+    end_call,
+    look_up,
+)
 from pipecat_moss_voice.prompt import kind_of, message_text, read_prompt, with_block
 
 __all__ = ["MossVoiceMemory"]
+
+_HOST = "pipecat"
 
 OnContext = Callable[[CallContext], object]
 
@@ -172,11 +181,12 @@ class MossVoiceMemory(FrameProcessor):
             client,
             self._call_id,
             open_timeout_s=self._open_timeout_s,
+            host=_HOST,
             knowledge=self._knowledge,
             focus=self._focus,
             **self._options,
         )
-        self._listener = Listener(self._memory)
+        self._listener = Listener(self._memory, host=_HOST)
         self._started_at = time.time()
         self._tracing = setup.tracing_context
         worker = setup.pipeline_worker
@@ -257,7 +267,10 @@ class MossVoiceMemory(FrameProcessor):
         except Exception as error:  # noqa: BLE001 - the pipeline is ending and must be let go
             logger.error(f"{self}: the last words were not gathered ({type(error).__name__})")
         await end_call(
-            self._memory, keeping=self._listener.keeping, push_timeout_s=self._push_timeout_s
+            self._memory,
+            keeping=self._listener.keeping,
+            push_timeout_s=self._push_timeout_s,
+            host=_HOST,
         )
 
     def _gather_the_last(self) -> None:
@@ -400,7 +413,7 @@ class MossVoiceMemory(FrameProcessor):
 
     async def _tell(self, context: CallContext) -> None:
         try:
-            count(context, host="pipecat")
+            count(context, host=_HOST)
             if self._on_context is not None:
                 self._on_context(context)
         except Exception as error:  # noqa: BLE001 - the user's callback costs nobody a reply
@@ -425,7 +438,7 @@ class MossVoiceMemory(FrameProcessor):
             params: The call of the tool.
             query: What to look for, in a few words.
         """
-        await _answer(params, self.memory.search_knowledge, query)
+        await _answer(params, self.memory.search_knowledge, query, "search_knowledge")
 
     async def recall_call(self, params: FunctionCallParams, query: str) -> None:
         """Find what was said earlier in this call, for example a name, a number or a wish.
@@ -434,14 +447,17 @@ class MossVoiceMemory(FrameProcessor):
             params: The call of the tool.
             query: What to look for, in a few words.
         """
-        await _answer(params, self.memory.recall, query)
+        await _answer(params, self.memory.recall, query, "recall_call")
 
 
 async def _answer(
-    params: FunctionCallParams, search: Callable[[str], Awaitable[Sequence[Hit]]], query: str
+    params: FunctionCallParams,
+    search: Callable[[str], Awaitable[list[Hit]]],
+    query: str,
+    tool: Tool,
 ) -> None:
     try:
-        hits = await search(query)
+        hits = await look_up(search, query, tool, host=_HOST)
     except Exception as error:  # noqa: BLE001 - the model is told that there is nothing
         logger.error(f"a lookup failed ({type(error).__name__})")
         hits = []

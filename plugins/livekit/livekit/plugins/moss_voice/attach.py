@@ -8,6 +8,7 @@ from typing import Any
 
 from livekit.agents import AgentSession, JobContext, get_job_context
 from livekit.plugins.moss_voice.attachment import Attachment, OnContext
+from livekit.plugins.moss_voice.log import HOST
 from livekit.plugins.moss_voice.processes import prewarmed
 
 from moss_voice import CallMemory, MossClient
@@ -87,6 +88,7 @@ async def attach(
             client,
             name,
             open_timeout_s=open_timeout_s,
+            host=HOST,
             knowledge=knowledge,
             focus=focus,
             **options,

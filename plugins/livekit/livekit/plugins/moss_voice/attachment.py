@@ -25,7 +25,7 @@ from livekit.agents import (
     llm,
 )
 from livekit.agents.telemetry import trace_types, tracer
-from livekit.plugins.moss_voice.log import logger
+from livekit.plugins.moss_voice.log import HOST, logger
 from livekit.plugins.moss_voice.prompt import (
     carry_back,
     is_ours,
@@ -38,7 +38,7 @@ from livekit.plugins.moss_voice.tools import CallToolset, lookup_tools
 
 from moss_voice import CallContext, CallMemory, Hit, MossClient
 from moss_voice.call.observe import count, span_attributes
-from moss_voice.live import Listener, end_call, guarded
+from moss_voice.live import Listener, end_call, guarded, look_up
 
 __all__ = ["Attachment"]
 
@@ -73,7 +73,7 @@ class Attachment:
         self._on_context = on_context
         self._trace_text = trace_text
         self._started_at = time.time()
-        self._listener = Listener(memory)
+        self._listener = Listener(memory, host=HOST)
         self._speaker: dict[str, str] = {}
         self._turns: dict[str, str] = {}
         # With what the instance had of its own before, if anything.
@@ -142,6 +142,7 @@ class Attachment:
             return
         self._turns[item.id] = text
         began = item.metrics.get("started_speaking_at")
+        ended = item.metrics.get("stopped_speaking_at")
         metadata: dict[str, str | float] = {}
         typed = False
         if item.role == "assistant":
@@ -158,6 +159,7 @@ class Attachment:
             "agent" if item.role == "assistant" else "caller",
             # Where nobody knows when a spoken turn began, the memory goes by its words.
             at=None if began is None else self._seconds(began),
+            until=None if ended is None else self._seconds(ended),
             interrupted=item.interrupted,
             typed=typed,
             id=item.id,
@@ -252,7 +254,7 @@ class Attachment:
 
     @guarded
     def _tell(self, context: CallContext) -> None:
-        count(context, host="livekit")
+        count(context, host=HOST)
         if self._on_context is not None:
             self._on_context(context)
 
@@ -265,10 +267,10 @@ class Attachment:
         return frozenset(llm.tool_context.get_fnc_tool_names([*others, *theirs]))
 
     async def _search_knowledge(self, query: str) -> list[Hit]:
-        return await self.memory.search_knowledge(query)
+        return await look_up(self.memory.search_knowledge, query, "search_knowledge", host=HOST)
 
     async def _recall_call(self, query: str) -> list[Hit]:
-        return await self.memory.recall(query)
+        return await look_up(self.memory.recall, query, "recall_call", host=HOST)
 
     # --- the end -----------------------------------------------------------------------------------
 
@@ -296,7 +298,10 @@ class Attachment:
     async def _end(self) -> None:
         await self._realtime.end()
         await end_call(
-            self.memory, keeping=self._listener.keeping, push_timeout_s=self._push_timeout_s
+            self.memory,
+            keeping=self._listener.keeping,
+            push_timeout_s=self._push_timeout_s,
+            host=HOST,
         )
         self._untie()
         if self._owns_client:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from livekit.agents import JobContext, JobProcess
-from livekit.plugins.moss_voice.log import logger
+from livekit.plugins.moss_voice.log import HOST, logger
 
 from moss_voice import MossClient, MossError
+from moss_voice.call.observe import recovered
 from moss_voice.models import CUSTOM_MODEL, DEFAULT_MODEL, load_embedder
 
 __all__ = ["Prewarmed", "download", "prewarm", "prewarmed"]
@@ -139,7 +140,11 @@ async def _load(warm: Prewarmed, *, recover: bool, timeout_s: float) -> None:
                 )
             )
             if recover:
-                await _tried("recovery", warm.client.recover())
+                await _tried("recovery", _recover(warm.client))
+
+
+async def _recover(client: MossClient) -> None:
+    recovered(await client.recover(), host=HOST)
 
 
 async def _tried(what: str, loading: Awaitable[object]) -> None:
