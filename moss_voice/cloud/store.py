@@ -287,7 +287,7 @@ class ObjectLog(Log):
             Each job's id and record, None where that is damaged.
         """
         folder = f"{encode_name(project, what='project id')}/~jobs"
-        found = await self.objects.listing(folder, most=most)
+        found = await self.objects.listing_some(folder, most=most)
         jobs = [file for file in found if _JOB_ID.fullmatch(file.name.removesuffix(".json"))]
         jobs.sort(key=lambda file: (file.at, file.name), reverse=True)
         ids = [file.name.removesuffix(".json") for file in jobs[offset : offset + limit]]
