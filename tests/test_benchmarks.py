@@ -432,3 +432,17 @@ def test_finding_names_is_measured(tmp_path: Path) -> None:
     assert printed.startswith("500 names, ")
     assert made_up_names(50) == made_up_names(500)[:50]
     assert len(set(made_up_names(500))) == 500
+
+
+def test_what_recording_costs_is_measured(tmp_path: Path) -> None:
+    """The same turns with and without a recording, which is written meanwhile; the ratio is of its medians."""
+    path = tmp_path / "recording.json"
+    options = ("--passages", "50", "--calls", "1", "--pause-s", "0", "--json", str(path))
+    printed = benchmark("benchmarks.recording", *options)
+    report = json.loads(path.read_text())
+    assert report["kb_per_turn"] > 0.1
+    for what in ("context_ms", "heard_ms"):
+        plain, recorded = report[what]["plain"], report[what]["recorded"]
+        assert plain["n"] == recorded["n"] > 0
+        assert report[what]["x"] == pytest.approx(recorded["p50"] / plain["p50"], abs=0.01)
+    assert f"{report['turns']} turns in 1 calls" in printed

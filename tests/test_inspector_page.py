@@ -448,6 +448,8 @@ def test_a_bar_of_the_axis_leads_to_its_turn(tab: Tab, files: dict[str, str]) ->
     tab.page.keyboard.press("Enter")
     assert tab.page.url.endswith("#turn-3")
     assert tab.page.locator("#turn-3").bounding_box()["y"] < 200  # type: ignore[index]
+    tab.page.locator("nav").get_by_text("Compare").click()
+    assert 0 < tab.page.locator("#compare-title").bounding_box()["y"] < 150  # type: ignore[index]
     usual = tab.page.evaluate("document.querySelector('#lanes').clientWidth")
     tab.page.get_by_role("button", name="Zoom in").click()
     assert tab.page.evaluate("document.querySelector('#lanes').clientWidth") > usual
@@ -515,7 +517,7 @@ def test_a_page_names_what_it_holds() -> None:
     plain, redacted = (page(recording(redacted=told), live=False) for told in (False, True))
     assert "Nothing is redacted" in plain
     assert "Nothing is redacted" not in redacted
-    assert "It passed a redactor" in redacted
+    assert "It has passed a redactor" in redacted
     for text in (plain, redacted):
         assert "This page holds what was said in the call" in text
 

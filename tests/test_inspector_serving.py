@@ -6,10 +6,12 @@ import asyncio
 import http.client
 import json
 import logging
+import re
 import socket
 import threading
 from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ import pytest
 
 from moss_voice.call.recording import Recording
 from moss_voice.errors import InvalidArgumentError
+from moss_voice.inspector import wording
 from moss_voice.inspector.engine import Engine
 from moss_voice.inspector.page import policy
 from moss_voice.inspector.serving import InspectorServer
@@ -467,3 +470,27 @@ def test_a_server_that_is_gone_is_noticed(loop: Loop, tab: Tab) -> None:
     # The browser tells of the connection too.
     assert tab.said
     tab.said.clear()
+
+
+def test_the_documented_turn_is_the_real_one(live: InspectorServer) -> None:
+    """What docs/inspector.md tells of turn 14 of the demo is what its call holds and what asking it again gives."""
+    told = (Path(__file__).parent.parent / "docs" / "inspector.md").read_text("utf-8")
+    context = next(
+        each for each in live.recording.contexts if each.query.endswith("does that take?")
+    )
+    rows = [
+        f"| {rank} | `{hit.id.removeprefix('faq#')}` | {wording.summed(hit.parts)} |"
+        for rank, hit in enumerate(context.hits, start=1)
+    ]
+    assert "\n".join(rows) in told
+    status, text, _ = ask(live, "compare", {"a": None, "b": {"without": ["keyword_window"]}})
+    assert status == 200
+    assert "<b>8 of 18</b> contexts differ" in text
+    assert "8 of the 18 contexts" in told
+    _, _, turn_14 = text.split(">Turn 14</a>")[1].partition("without=keyword_window")
+    sums = re.findall(r"faq#([\w-]+)</a>.*?rank <b>([\d.]+)</b>", turn_14, re.DOTALL)[:3]
+    assert sums[1] == ("when-can-an-engineer-come", "0.40")
+    assert sums[2] == ("what-is-a-line-test", "0.39")
+    again = {"text": context.query, "until": context.last_turn, "is_turn": True, "alpha": 1.0}
+    found = re.findall(r"faq#([\w-]+)</a>", ask(live, "search", again)[1])
+    assert found[:2] == ["how-long-does-installation-take", "when-can-an-engineer-come"]

@@ -101,12 +101,12 @@ def shoot(url: str, folder: Path) -> None:
         page = opened(1280, 960)
         keep(page, "call")
 
-        page = opened(900, 1560)
+        page = opened(880, 1180)
         page.locator(f"{TURN} > summary").click()
         to(page, "#turn-14")
         keep(page, "turn")
 
-        page = opened(1240, 900)
+        page = opened(1200, 840)
         page.locator(f"{TURN} > summary").click()
         page.locator(f"{TURN} .ask").click()
         page.locator("#search-answer .founds").first.wait_for()
@@ -119,7 +119,7 @@ def shoot(url: str, folder: Path) -> None:
         )
         keep(page, "search")
 
-        page = opened(1240, 980)
+        page = opened(1200, 920)
         page.keyboard.press("c")
         page.locator("#side-b details summary").click()
         page.locator("#side-b [value=keyword_window]").uncheck()
@@ -129,7 +129,7 @@ def shoot(url: str, folder: Path) -> None:
         changed.evaluate("(at) => scrollTo(0, at.getBoundingClientRect().top + scrollY - 150)")
         keep(page, "compare")
 
-        page = opened(1240, 900, dark=True)
+        page = opened(1200, 820, dark=True)
         page.locator(f"{TURN} > summary").click()
         to(page, "#turn-12")
         keep(page, "dark")

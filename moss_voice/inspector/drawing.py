@@ -17,7 +17,7 @@ __all__ = ["Axis", "Bar", "Mark", "Overlap", "Scale", "Segment", "Strip", "axis"
 # Width of the pictures that stretch with their place, in their own units.
 _WIDE: Final = 1000
 # How much room a second of a call takes, unless somebody zooms or the call is short.
-_PX_PER_S: Final = 4.0
+_PX_PER_S: Final = 3.6
 _LEAST_PX: Final = 1000
 _STEPS_S: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
 # Between the labels of two times.

@@ -13,7 +13,7 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from http import HTTPStatus
@@ -172,19 +172,19 @@ class InspectorServer:
 
     def _search(self, told: Mapping[str, Any]) -> str:
         question = _question(told, self.recording)
-        found = self._ask(self._engine().ask(question), _SEARCH_S)
+        engine = self._engine()
+        found = self._ask(lambda: engine.ask(question), _SEARCH_S)
         return page.answer(found, question, self.recording)
 
     def _compare(self, told: Mapping[str, Any]) -> str:
-        own = self.recording.settings
-        one, other = told.get("a"), told.get("b", {})
+        engine, own = self._engine(), self.recording.settings
+        settings = _settings(_object("b", told.get("b", {})), own)
         before, name = self.recording.contexts, "as recorded"
-        if one is not None:
-            settings = _settings(_object("a", one), own)
-            before = self._ask(self._engine().rerun(settings), _COMPARE_S)
-            name = wording.difference(settings, own)
-        settings = _settings(_object("b", other), own)
-        after = self._ask(self._engine().rerun(settings), _COMPARE_S)
+        if told.get("a") is not None:
+            other = _settings(_object("a", told["a"]), own)
+            before = self._ask(lambda: engine.rerun(other), _COMPARE_S)
+            name = wording.difference(other, own)
+        after = self._ask(lambda: engine.rerun(settings), _COMPARE_S)
         names = name, wording.difference(settings, own)
         return page.comparison(compare(before, after), self.recording, names=names)
 
@@ -193,13 +193,17 @@ class InspectorServer:
             raise InvalidArgumentError("this call can be looked at, not asked again")
         return self.engine
 
-    def _ask(self, coroutine: Coroutine[Any, Any, _T], timeout_s: float) -> _T:
+    def _ask(self, what: Callable[[], Awaitable[_T]], timeout_s: float) -> _T:
         """Wait for something on the engine's loop."""
+
+        async def in_turn() -> _T:
+            async with self._turn:
+                return await what()
+
         with self._state:
             if self._closing:
-                coroutine.close()
                 raise CancelledError
-            future = asyncio.run_coroutine_threadsafe(self._in_turn(coroutine), self.loop)
+            future = asyncio.run_coroutine_threadsafe(in_turn(), self.loop)
             self._working.add(future)
         try:
             return future.result(timeout_s)
@@ -207,14 +211,6 @@ class InspectorServer:
             future.cancel()
             with self._state:
                 self._working.discard(future)
-
-    async def _in_turn(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        try:
-            async with self._turn:
-                return await coroutine
-        finally:
-            # Where it was cancelled before its turn came.
-            coroutine.close()
 
 
 class _Server(ThreadingHTTPServer):

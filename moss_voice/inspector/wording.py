@@ -67,8 +67,10 @@ def verdict(context: RecordedContext) -> str:
     return f"{told}, prefetched" if context.prefetched != "no" else told
 
 
+# What is ready is taken in far less.
+_WAITED_MS: Final = 1.0
 _PREPARED: Final = {
-    "hits": "Prefetch hit: an interim had the same words, so it was embedded and searched before the final came.",
+    "hits": "Prefetch hit: an interim had the same words, and what it led to was taken.",
     "vector": "Prefetch of the embedding: an interim held nearly all of the words; only the search was left.",
 }
 
@@ -80,7 +82,11 @@ def prefetched(context: RecordedContext) -> str:
     if context.again:
         return "Answered from memory: the same was asked for an earlier draft, and nothing changed since."
     if context.prefetched != "no":
-        return _PREPARED[context.prefetched]
+        waited = context.timing is not None and context.timing.search_ms >= _WAITED_MS
+        late = " Its search was still going on, and was waited for."
+        return _PREPARED[context.prefetched] + (
+            late if waited and context.prefetched == "hits" else ""
+        )
     if not context.interims:
         return "Nothing prefetched: no interim came before the final."
     which = "the one interim" if context.interims == 1 else f"none of {context.interims} interims"
