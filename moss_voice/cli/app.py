@@ -752,6 +752,15 @@ def _serve(
     tls_key: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Its private key in PEM.")
     ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard/--no-dashboard", help="Pages for people at /.")
+    ] = True,
+    search_mb: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Memory for indexes searched on the server, in units of 2**20 bytes."
+        ),
+    ] = 512,
 ) -> None:
     """Serve a store to clients that have a key of `moss-voice project create`."""
     from moss_voice.cli import serving
@@ -769,13 +778,14 @@ def _serve(
             trusted_proxies=trusted_proxies,
             tls_cert=tls_cert,
             tls_key=tls_key,
+            dashboard=dashboard,
             limits={
                 "max_segment_bytes": max_segment_mb << 20,
                 "max_indexes": max_indexes,
                 "requests_per_s": requests_per_s,
                 "burst": burst,
             },
-            settings={"shutdown_s": shutdown_s},
+            settings={"shutdown_s": shutdown_s, "search_bytes": search_mb << 20},
         ),
     )
 

@@ -38,6 +38,7 @@ class ServeOptions:
     trusted_proxies: str = ""
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    dashboard: bool = True
     limits: dict[str, Any] | None = None
     settings: dict[str, Any] | None = None
 
@@ -82,7 +83,8 @@ def run_server(shell: Shell, store: str | None, options: ServeOptions) -> None:
         if shell.json:
             shell.emit({"url": url, "store": objects.name}, indent=None)
         else:
-            typer.echo(f"moss-voice serves {objects.name} at {url} (description: {url}/docs)")
+            dashboard = f"dashboard: {url}/, " if options.dashboard else ""
+            typer.echo(f"moss-voice serves {objects.name} at {url} ({dashboard}API: {url}/docs)")
 
     run.serve(
         ObjectLog(objects),
@@ -95,6 +97,7 @@ def run_server(shell: Shell, store: str | None, options: ServeOptions) -> None:
         certificate=(
             (str(options.tls_cert), str(options.tls_key)) if options.tls_cert is not None else None
         ),
+        dashboard=options.dashboard,
     )
 
 

@@ -128,6 +128,10 @@ class Store(ABC):
         """Raise `CloudUnavailableError` unless the store answers."""
         await self.listing("~ready")
 
+    async def listing_some(self, folder: str, *, most: int) -> list[StoredObject]:
+        """Return so many of a folder's objects, whichever come first; here of what `listing` returns."""
+        return (await self.listing(folder))[:most]
+
     async def stream(self, path: str, *, part_bytes: int = 1 << 20) -> AsyncGenerator[bytes] | None:
         """Return an object in parts, or None where there is none; here from what `get` returns."""
         data = await self.get(path)
@@ -210,15 +214,17 @@ class Objects(Store):
         with _translated(f"list {self.name}"):
             offset = None if after is None else f"{folder}/{after}"
             found = await obstore.list(self._store, folder, offset=offset).collect_async()
-            return [
-                StoredObject(
-                    meta["path"].rpartition("/")[2],
-                    meta["size"],
-                    meta["last_modified"],
-                    meta["e_tag"],
-                )
-                for meta in found
-            ]
+            return [_stored(meta) for meta in found]
+
+    async def listing_some(self, folder: str, *, most: int) -> list[StoredObject]:
+        """Return so many of a folder's objects; what is beyond them is not asked for."""
+        found: list[StoredObject] = []
+        with _translated(f"list {self.name}"):
+            async for part in obstore.list(self._store, folder):
+                found += map(_stored, part)
+                if len(found) >= most:
+                    break
+        return found[:most]
 
     async def folders(self, folder: str) -> list[str]:
         """Return the paths of the folders in a folder; in the store itself where it is empty."""
@@ -240,6 +246,12 @@ class Objects(Store):
                 return (await obstore.head_async(self._store, path))["last_modified"]
             except FileNotFoundError:
                 return None
+
+
+def _stored(meta: Any) -> StoredObject:
+    return StoredObject(
+        meta["path"].rpartition("/")[2], meta["size"], meta["last_modified"], meta["e_tag"]
+    )
 
 
 def open_objects(where: str | Path | None = None) -> Objects:

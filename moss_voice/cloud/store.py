@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -176,8 +176,13 @@ class ObjectLog(Log):
             )
         return commit
 
-    async def history(self, project: str, index: str) -> list[Commit]:
+    async def history(self, project: str, index: str, *, most: int | None = None) -> list[Commit]:
         """Return the versions that are still kept, oldest first; none where the index is deleted.
+
+        Args:
+            project: The project's id.
+            index: The index's name.
+            most: Of more than so many the newest.
 
         Raises:
             CorruptDataError: If one of them is damaged.
@@ -187,6 +192,8 @@ class ObjectLog(Log):
             return []
         folder = _folder(project, index)
         versions = [entry.version for entry in await self._entries(folder) if entry.size_bytes]
+        if most is not None:
+            versions = versions[-most:]
         found = await together(self._read_commit(folder, version) for version in versions)
         return [
             commit
@@ -240,11 +247,57 @@ class ObjectLog(Log):
         return sorted(names)
 
     async def _all_heads(self, project: str) -> list[tuple[str, Head]]:
+        folders = await self.folders(project)
+        return list(zip(folders, await self.heads_in(folders), strict=True))
+
+    # --- reading a part of a large project -----------------------------------------------------------
+
+    async def folders(self, project: str) -> list[str]:
+        """Return where each index is kept, of deleted ones and unfinished pushes too; one listing."""
         prefix = encode_name(project, what="project id")
         found = await self.objects.folders(prefix)
-        folders = [folder for folder in found if not folder.rpartition("/")[2].startswith("~")]
-        heads = await together(self._head(folder) for folder in folders)
-        return list(zip(folders, heads, strict=True))
+        return [folder for folder in found if not folder.rpartition("/")[2].startswith("~")]
+
+    async def heads_in(self, folders: Sequence[str]) -> list[Head]:
+        """Return the ends of the logs that are kept in these folders, in their order."""
+        return await together(self._head(folder) for folder in folders)
+
+    async def count_versions(self, project: str, index: str) -> int:
+        """Return how many versions of an index are kept: a listing and a read, where `history` reads all."""
+        folder = _folder(project, index)
+        versions = [entry.version for entry in await self._entries(folder) if entry.size_bytes]
+        if not versions:
+            return 0
+        # What was before a deletion is gone, so that one can only be the oldest.
+        oldest = await self._read_commit(folder, versions[0])
+        return len(versions) - (oldest is not None and oldest.deleted)
+
+    async def newest_jobs(
+        self, project: str, *, offset: int, limit: int, most: int
+    ) -> tuple[list[tuple[str, JobStatusResponse | None]], int]:
+        """Return jobs, the one last written first, and how many there are.
+
+        Args:
+            project: The project's id.
+            offset: How many to pass over.
+            limit: The most to read.
+            most: Records to look at, in the store's own order: of more the others are not told.
+
+        Returns:
+            Each job's id and record, None where that is damaged.
+        """
+        folder = f"{encode_name(project, what='project id')}/~jobs"
+        found = await self.objects.listing_some(folder, most=most)
+        jobs = [file for file in found if _JOB_ID.fullmatch(file.name.removesuffix(".json"))]
+        jobs.sort(key=lambda file: (file.at, file.name), reverse=True)
+        ids = [file.name.removesuffix(".json") for file in jobs[offset : offset + limit]]
+        records = await together(self._job_if_sound(project, id_) for id_ in ids)
+        return list(zip(ids, records, strict=True)), len(jobs)
+
+    async def _job_if_sound(self, project: str, job_id: str) -> JobStatusResponse | None:
+        with suppress(CorruptDataError, JobNotFoundError):
+            return await self.get_job(project, job_id)
+        return None
 
     # --- writing -----------------------------------------------------------------------------------
 

@@ -75,6 +75,7 @@ def policy(
     scripts: Sequence[str] = (),
     connects: bool = False,
     forms: bool = False,
+    files: bool = False,
 ) -> str:
     """Return a content security policy under which a page may do what is named here, and nothing else.
 
@@ -83,10 +84,13 @@ def policy(
         scripts: The inline scripts, whole.
         connects: Whether scripts may ask the page's own host.
         forms: Whether forms may be sent to it.
+        files: Whether styles, scripts and images may come from it as files of their own.
     """
+    own = ["'self'"] if files else []
     allowed = {
-        "style-src": " ".join(map(source_hash, styles)),
-        "script-src": " ".join(map(source_hash, scripts)),
+        "style-src": " ".join([*own, *map(source_hash, styles)]),
+        "script-src": " ".join([*own, *map(source_hash, scripts)]),
+        "img-src": " ".join(own),
         "connect-src": "'self'" if connects else "",
         "form-action": "'self'" if forms else "'none'",
         "base-uri": "'none'",

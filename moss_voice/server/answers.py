@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from moss_voice.cloud.log import FRESH_S, Commit
+from moss_voice.ranking import DEFAULT_ALPHA, DEFAULT_TOP_K
 from moss_voice.server.settings import Limits
 from moss_voice.types import Metadata
 
@@ -16,6 +17,7 @@ __all__ = [
     "Collected",
     "Commits",
     "DeleteDocuments",
+    "DocumentFound",
     "DocumentIn",
     "DocumentOut",
     "Documents",
@@ -30,7 +32,10 @@ __all__ = [
     "JobRecord",
     "MergeDocuments",
     "Names",
+    "Parts",
     "Project",
+    "SearchAnswer",
+    "SearchRequest",
     "Segment",
     "SegmentStored",
     "Status",
@@ -190,7 +195,7 @@ class DocumentOut(BaseModel):
 class Documents(BaseModel):
     """Some documents of one version of an index, in order.
 
-    `total` counts all of the index. Fewer than asked for come where they are large; `next_offset` is where
+    `total` counts all of the index, or all that pass the filter. Fewer than asked for come where they are large; `next_offset` is where
     the rest begins, null at the end.
     """
 
@@ -198,6 +203,54 @@ class Documents(BaseModel):
     total: int
     version: int
     next_offset: int | None
+
+
+class SearchRequest(BaseModel):
+    """What to look for.
+
+    `alpha` 1 ranks by meaning only, 0 by keywords only; an `embedding` is searched with in place of the
+    query's own. `filter` is applied before ranking; `min_score` leaves out what scores lower.
+    """
+
+    model_config = _STRICT
+
+    query: Annotated[str, Field(max_length=20_000)] = ""
+    top_k: Annotated[int, Field(ge=1, le=100, strict=True)] = DEFAULT_TOP_K
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)] = DEFAULT_ALPHA
+    filter: dict[str, Any] | None = None
+    min_score: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    embedding: Annotated[list[float], Field(min_length=1, max_length=65536)] | None = None
+
+
+class Parts(BaseModel):
+    """What a hit was ranked by: its rank is their sum, comparable within one search only."""
+
+    semantic: float
+    keyword: float
+    focus: float
+    neighbour: float
+    recency: float
+    repeat: float
+
+
+class DocumentFound(DocumentOut):
+    """A document with its score in [0, 1], higher is better."""
+
+    score: float
+    parts: Parts
+
+
+class SearchAnswer(BaseModel):
+    """Documents of one version, best first; fewer than asked for where they are large.
+
+    `by` tells what they were ranked by: `keywords` also where the server does not have the index's model,
+    whatever `alpha` said.
+    """
+
+    documents: list[DocumentFound]
+    version: int
+    by: Literal["meaning", "both", "keywords"]
+    took_ms: float
 
 
 class DocumentIn(BaseModel):

@@ -18,6 +18,9 @@ from moss_voice.cloud.store import ObjectLog
 from moss_voice.errors import MossError
 from moss_voice.server import answers, page
 from moss_voice.server.access import Gate
+from moss_voice.server.dashboard import faults
+from moss_voice.server.dashboard import site as dashboard
+from moss_voice.server.dashboard.faults import Handler
 from moss_voice.server.documents import Library
 from moss_voice.server.events import Hub
 from moss_voice.server.intake import Intake
@@ -34,8 +37,10 @@ from moss_voice.server.refusals import (
     on_refusal,
 )
 from moss_voice.server.routes import documents, health, indexes, projects, segments
+from moss_voice.server.search import Searcher
 from moss_voice.server.settings import Settings
 from moss_voice.server.state import State
+from moss_voice.server.traffic import Traffic
 
 __all__ = ["create_app"]
 
@@ -47,13 +52,18 @@ _BODIES = (
     answers.DeleteDocuments,
     answers.JobRecord,
     answers.MergeDocuments,
+    answers.SearchRequest,
     answers.TokenRequest,
     Commit,
 )
 
 
 def create_app(
-    log: ObjectLog, settings: Settings | None = None, *, with_metrics: bool = True
+    log: ObjectLog,
+    settings: Settings | None = None,
+    *,
+    with_metrics: bool = True,
+    with_dashboard: bool = True,
 ) -> FastAPI:
     """Make a server's application.
 
@@ -61,6 +71,7 @@ def create_app(
         log: Where everything is kept; nothing else is, so several may serve one store.
         settings: What it takes, and how long it waits.
         with_metrics: False where `/metrics` is served on a port of its own.
+        with_dashboard: False for the API alone.
 
     Returns:
         The application; `app.state.moss_voice` holds its parts.
@@ -69,6 +80,7 @@ def create_app(
     cloud = Cloud(log)
     quota = Quota(log, most=settings.limits.max_indexes)
     hub = Hub(log, settings)
+    library = Library(cloud, settings.limits, on_version=hub.notify)
     here = State(
         log=log,
         cloud=cloud,
@@ -77,9 +89,11 @@ def create_app(
         quota=quota,
         intake=Intake(log, settings, quota=quota),
         hub=hub,
-        library=Library(cloud, settings.limits, on_version=hub.notify),
+        library=library,
+        searcher=Searcher(library, most_bytes=settings.search_bytes),
         readiness=Readiness(log),
         metrics=Metrics(subscribers=lambda: len(hub)),
+        traffic=Traffic(),
         large_bodies=asyncio.Semaphore(_LARGE_BODIES),
     )
 
@@ -115,12 +129,23 @@ def create_app(
     ):
         app.include_router(router)
     page.add_to(app)
-    app.add_exception_handler(Refusal, on_refusal)
-    app.add_exception_handler(MossError, on_moss_error)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(RequestValidationError, on_invalid_request)
+    handlers: dict[type[Exception], Handler] = {
+        Refusal: on_refusal,
+        MossError: on_moss_error,
+        HTTPException: on_http_error,
+        RequestValidationError: on_invalid_request,
+    }
+    if with_dashboard:
+        dashboard.add_to(app, with_metrics=with_metrics)
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, faults.as_page(handler) if with_dashboard else handler)
     app.add_middleware(Lingering)
-    app.add_middleware(Observer, metrics=here.metrics)
+    app.add_middleware(
+        Observer,
+        metrics=here.metrics,
+        traffic=here.traffic,
+        on_fault=faults.on_fault if with_dashboard else None,
+    )
     app.add_middleware(RawPaths)
     app.openapi = _described(app)  # type: ignore[method-assign]
     return app

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from array import array
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -23,17 +24,19 @@ from moss_voice.cloud.cloud import Cloud
 from moss_voice.cloud.keys import utc_now
 from moss_voice.cloud.log import Commit, Segment, SegmentRef, decode_segment, resolve
 from moss_voice.errors import CorruptDataError, MossError
+from moss_voice.filters import Filter
 from moss_voice.index import encode_document
 from moss_voice.keywords import Postings
 from moss_voice.server import checks
 from moss_voice.server.answers import MergeDocuments
 from moss_voice.server.bodies import Spool, of_json
+from moss_voice.server.conditions import condition_of_text
 from moss_voice.server.refusals import Refusal, refusing
 from moss_voice.server.settings import Limits
 from moss_voice.text import ANALYZER, term_ids
-from moss_voice.types import JobStatusResponse
+from moss_voice.types import JobStatusResponse, MetadataValue
 
-__all__ = ["Library", "Page"]
+__all__ = ["MAX_PAGE_BYTES", "Library", "Page", "normalised", "shown"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +45,32 @@ OnVersion = Callable[[str, str, int], None]
 
 _KEPT_BYTES: Final = 64 << 20
 # An answer is built in memory.
-_MAX_PAGE_BYTES: Final = 8 << 20
+MAX_PAGE_BYTES: Final = 8 << 20
 # Of what reads an index whole.
 _AT_ONCE: Final = 2
+# Filters whose rows are known.
+_FILTERS: Final = 4
+# Documents, metadata fields and values of each that `Library.fields` looks at, or tells.
+_LOOKED_AT: Final = 1000
+_MOST_FIELDS: Final = 50
+_MOST_VALUES: Final = 12
+_SHORT: Final = 200
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Texts:
-    """The live documents of one version, in order."""
+    """The live documents of one version, in order.
+
+    Attributes:
+        passing: The rows that pass a filter, by its JSON, of the last few.
+        fields: See `Library.fields`; None until somebody asks.
+    """
 
     lines: list[bytes]
     row_of: dict[str, int]
     size_bytes: int
+    passing: OrderedDict[str, Sequence[int]] = field(default_factory=OrderedDict)
+    fields: dict[str, list[MetadataValue]] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,25 +112,73 @@ class Library:
     # --- reading -----------------------------------------------------------------------------------
 
     async def page(
-        self, project: str, index: str, *, offset: int, limit: int, ids: Sequence[str] | None
+        self,
+        project: str,
+        index: str,
+        *,
+        offset: int,
+        limit: int,
+        ids: Sequence[str] | None = None,
+        filter: str | None = None,  # noqa: A002 - the published name
     ) -> Page:
         """Return documents in order, or those asked for by id, in the order asked.
+
+        Args:
+            project: The project's id.
+            index: The index's name.
+            offset: How many to pass over, of those that pass the filter.
+            limit: The most to return.
+            ids: These alone, where given.
+            filter: A metadata filter in JSON: what it does not let pass is not there.
+
+        Raises:
+            Refusal: 400 where the filter is malformed, 404 where there is no such index, 409 where only a
+                client can read it.
+        """
+        condition = condition_of_text(filter)
+        commit = await self.readable(project, index)
+        texts = await self._texts(project, commit)
+        found: Sequence[int] = range(len(texts.lines))
+        if condition is not None and filter is not None:
+            found = await self._passing(texts, filter, condition)
+        if ids is not None:
+            among = set(found) if condition is not None else None
+            asked = [texts.row_of[id_] for id_ in ids if id_ in texts.row_of]
+            rows: Sequence[int] = [row for row in asked if among is None or row in among]
+        else:
+            rows = found[offset : offset + limit]
+        documents = await asyncio.to_thread(_page, [texts.lines[row] for row in rows])
+        after = offset + len(documents)
+        more = ids is None and after < len(found)
+        return Page(documents, len(found), commit.version, after if more else None)
+
+    async def fields(self, project: str, index: str) -> dict[str, list[MetadataValue]]:
+        """Return metadata fields of an index's first documents, each with a few of its short values."""
+        commit = await self.readable(project, index)
+        texts = await self._texts(project, commit)
+        if texts.fields is None:
+            texts.fields = await asyncio.to_thread(_fields, texts.lines[:_LOOKED_AT])
+        return texts.fields
+
+    async def _passing(self, texts: _Texts, text: str, condition: Filter) -> Sequence[int]:
+        """Return the rows that pass a filter; what was asked last is known for the next page."""
+        rows = texts.passing.get(text)
+        if rows is None:
+            async with self._busy:
+                rows = await asyncio.to_thread(_matching, texts.lines, condition)
+            texts.passing[text] = rows
+            if len(texts.passing) > _FILTERS:
+                texts.passing.popitem(last=False)
+        else:
+            texts.passing.move_to_end(text)
+        return rows
+
+    async def readable(self, project: str, index: str) -> Commit:
+        """Return the newest version of an index.
 
         Raises:
             Refusal: 404 where there is no such index, 409 where only a client can read it.
         """
-        commit = await self._readable(project, index)
-        texts = await self._texts(project, commit)
-        if ids is not None:
-            rows = [texts.row_of[id_] for id_ in ids if id_ in texts.row_of]
-        else:
-            rows = list(range(offset, min(offset + limit, len(texts.lines))))
-        documents = await asyncio.to_thread(_page, [texts.lines[row] for row in rows])
-        after = offset + len(documents)
-        more = ids is None and after < len(texts.lines)
-        return Page(documents, len(texts.lines), commit.version, after if more else None)
-
-    async def _readable(self, project: str, index: str) -> Commit:
         commit = (await self._cloud.log.head(project, index)).alive
         if commit is None:
             raise Refusal(404, "index_not_found", "there is no such index")
@@ -124,7 +189,7 @@ class Library:
     async def _texts(self, project: str, commit: Commit) -> _Texts:
         texts = self._kept.get(commit.segments)
         if texts is None:
-            async with self._busy, self._opened(project, commit) as segments:
+            async with self._busy, self.opened(project, commit) as segments:
                 texts = await asyncio.to_thread(_texts, segments)
             self._keep(commit.segments, texts)
         else:
@@ -137,8 +202,8 @@ class Library:
             self._kept.popitem(last=False)
 
     @asynccontextmanager
-    async def _opened(self, project: str, commit: Commit) -> AsyncIterator[list[Segment]]:
-        """Give a version's segments, their bytes in files."""
+    async def opened(self, project: str, commit: Commit) -> AsyncIterator[list[Segment]]:
+        """Give a version's segments, their bytes in files; their arrays outlive the files."""
         spools: list[Spool] = []
         try:
             segments = []
@@ -195,7 +260,7 @@ class Library:
 
     async def delete(self, project: str, index: str, ids: Sequence[str]) -> tuple[Commit, int]:
         """Delete documents; returns the version without them, and how many there were."""
-        head = await self._readable(project, index)
+        head = await self.readable(project, index)
         texts = await self._texts(project, head)
         there = [id_ for id_ in dict.fromkeys(ids) if id_ in texts.row_of]
         if not there:
@@ -248,7 +313,7 @@ class Library:
             delta = _stamped(rows, (), now_ms)
             count = len(rows)
         else:
-            async with self._opened(project, head) as there:
+            async with self.opened(project, head) as there:
                 newest = max([now_ms, *(_latest(segment) + 1 for segment in there)])
                 empty = _no_rows(head) if rows is None else rows
                 delta = _stamped(empty, doomed, newest)
@@ -325,13 +390,39 @@ def _page(lines: Sequence[bytes]) -> list[bytes]:
     size = 0
     for line in lines:
         size += len(line)
-        if size > _MAX_PAGE_BYTES and documents:
+        if size > MAX_PAGE_BYTES and documents:
             break
-        documents.append(_shown(line))
+        documents.append(shown(line))
     return documents
 
 
-def _shown(line: bytes) -> bytes:
+def _metadata(line: bytes) -> dict[str, Any]:
+    """Return the metadata of a stored document."""
+    try:
+        metadata = json.loads(line.decode()).get("metadata")
+    except (ValueError, AttributeError, RecursionError):
+        raise CorruptDataError("a stored document is damaged") from None
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _matching(lines: Sequence[bytes], condition: Filter) -> Sequence[int]:
+    return array("l", (row for row, line in enumerate(lines) if condition.matches(_metadata(line))))
+
+
+def _fields(lines: Sequence[bytes]) -> dict[str, list[MetadataValue]]:
+    found: dict[str, list[MetadataValue]] = {}
+    for line in lines:
+        for name, value in _metadata(line).items():
+            if len(name) > _SHORT or (name not in found and len(found) == _MOST_FIELDS):
+                continue
+            values = found.setdefault(name, [])
+            is_short = not isinstance(value, str) or len(value) <= _SHORT
+            if is_short and len(values) < _MOST_VALUES and value not in values:
+                values.append(value)
+    return found
+
+
+def shown(line: bytes) -> bytes:
     """Return a stored document as it is answered: with all four fields."""
     try:
         fields: dict[str, Any] = json.loads(line.decode())
@@ -348,15 +439,25 @@ def _encoded(id_: str, text: str, metadata: Any, payload: Any, where: str) -> by
         raise CorruptDataError(f"{where}: expected text in valid Unicode") from error
 
 
+def normalised(
+    embeddings: Sequence[Sequence[float]],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return embeddings as rows of length one, and which of them could be: the finite, not all zero."""
+    rows = np.array(embeddings, np.float64)
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    sound = np.isfinite(largest[:, 0]) & (largest[:, 0] > 0.0)
+    scaled = np.where(sound[:, None], rows, 1.0) / np.where(sound[:, None], largest, 1.0)
+    unit = (scaled / np.linalg.norm(scaled, axis=1, keepdims=True)).astype(np.float32)
+    return unit, sound
+
+
 def _unit(embeddings: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
-    """Return embeddings of length one each.
+    """Return documents' embeddings of length one each.
 
     Raises:
         Refusal: 400 where one is not finite, or has no length.
     """
-    rows = np.array(embeddings, np.float64)
-    largest = np.abs(rows).max(axis=1, keepdims=True)
-    sound = np.isfinite(largest[:, 0]) & (largest[:, 0] > 0.0)
+    unit, sound = normalised(embeddings)
     if not sound.all():
         row = int(np.flatnonzero(~sound)[0])
         raise Refusal(
@@ -364,10 +465,6 @@ def _unit(embeddings: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
             "invalid_argument",
             f"documents.{row}.embedding: expected finite numbers, not all 0",
         )
-    scaled = rows / largest
-    unit: npt.NDArray[np.float32] = (scaled / np.linalg.norm(scaled, axis=1, keepdims=True)).astype(
-        np.float32
-    )
     return unit
 
 

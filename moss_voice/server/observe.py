@@ -12,15 +12,17 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moss_voice.server.refusals import answer
+from moss_voice.server.traffic import Traffic
 
 __all__ = ["JsonLines", "Metrics", "Observer"]
 
@@ -35,6 +37,9 @@ _HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cache-control", b"no-store"),
 )
+
+# Told the scope and a message; None for the usual answer.
+OnFault = Callable[[Scope, str], Awaitable[Response | None]]
 
 requests = logging.getLogger("moss_voice.server.requests")
 faults = logging.getLogger("moss_voice.server.faults")
@@ -101,10 +106,22 @@ class Observer:
     What nobody caught ends here, as an answer that tells nothing.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
-        """Take the application to watch."""
+    def __init__(
+        self, app: ASGIApp, *, metrics: Metrics, traffic: Traffic, on_fault: OnFault | None = None
+    ) -> None:
+        """Take the application to watch.
+
+        Args:
+            app: The application.
+            metrics: What counts for the operator.
+            traffic: What counts for each project.
+            on_fault: Returns the answer to a request whose id is given, once something unexpected came
+                of it; None for the usual one.
+        """
         self._app = app
         self._metrics = metrics
+        self._traffic = traffic
+        self._on_fault = on_fault
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and watch."""
@@ -119,12 +136,21 @@ class Observer:
             told = {"request": watched.id, "kind": type(error).__name__, "where": _where(error)}
             faults.error("unexpected", extra={"told": told})
             if not watched.status:
-                refused = answer(
-                    500, "error", f"a fault of the server; its log tells of request {watched.id}"
-                )
+                refused = await self._refused(scope, watched.id)
                 await refused(scope, receive, watched.send)
         finally:
             self._note(watched, time.perf_counter() - start)
+
+    async def _refused(self, scope: Scope, id_: str) -> Response:
+        message = f"a fault of the server; its log tells of request {id_}"
+        if self._on_fault is not None:
+            try:
+                found = await self._on_fault(scope, message)
+            except Exception:  # noqa: BLE001 - a page may have failed over what every page holds
+                found = None
+            if found is not None:
+                return found
+        return answer(500, "error", message)
 
     def _note(self, watched: _Watched, took_s: float) -> None:
         scope = watched.scope
@@ -132,8 +158,17 @@ class Observer:
         route = getattr(scope.get("route"), "path", "none")
         status = watched.status or 499  # the client went away before there was an answer
         self._metrics.requests.labels(method, route, str(status)).inc()
-        if not route.endswith("/events"):
+        is_stream = route.endswith("/events")
+        if not is_stream:
             self._metrics.seconds.labels(method, route).observe(took_s)
+        state = scope.get("state", {})
+        let_in = state.get("told", {}).get("project")
+        asked = let_in or state.get("asked")
+        # Who looks at the numbers does not change them.
+        if asked is not None and route.startswith("/v1"):
+            self._traffic.count(
+                asked, status, None if is_stream else took_s, is_known=let_in is not None
+            )
         told: dict[str, Any] = {
             "request": watched.id,
             "method": method,
@@ -143,7 +178,7 @@ class Observer:
             "bytes_in": watched.bytes_in,
             "bytes_out": watched.bytes_out,
         }
-        told.update(scope.get("state", {}).get("told", {}))
+        told.update(state.get("told", {}))
         requests.info("request", extra={"told": told})
 
 

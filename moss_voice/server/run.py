@@ -74,6 +74,7 @@ def serve(
     log_level: str = "info",
     trusted_proxies: str = "",
     certificate: tuple[str, str] | None = None,
+    dashboard: bool = True,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is under way, and return.
 
@@ -86,9 +87,10 @@ def serve(
         log_level: Of our lines on stderr.
         trusted_proxies: Addresses whose `X-Forwarded-For` is believed.
         certificate: Files of a certificate chain and its key, for TLS.
+        dashboard: False for the API alone.
     """
     _log_json(sys.stderr, log_level)
-    app = create_app(log, settings, with_metrics=metrics_port is None)
+    app = create_app(log, settings, with_metrics=metrics_port is None, with_dashboard=dashboard)
     config = uvicorn.Config(
         app,
         log_config=None,

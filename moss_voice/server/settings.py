@@ -64,6 +64,7 @@ class Settings(BaseModel):
         max_ahead_s: How far ahead of our clock a commit may say that it was made.
         body_idle_s: How long a request's body may pause.
         shutdown_s: How long requests under way may take to finish at the end.
+        search_bytes: Memory for indexes that are searched here; one that needs more is not searched.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,3 +79,4 @@ class Settings(BaseModel):
     max_ahead_s: _Seconds = 24 * 3600.0
     body_idle_s: _Seconds = 60.0
     shutdown_s: _Seconds = 30.0
+    search_bytes: Annotated[int, Field(ge=0)] = 512 << 20

@@ -22,7 +22,9 @@ from moss_voice.server.observe import Metrics
 from moss_voice.server.quota import Quota
 from moss_voice.server.readiness import Readiness
 from moss_voice.server.refusals import Refusal, note
+from moss_voice.server.search import Searcher
 from moss_voice.server.settings import Limits, Settings
+from moss_voice.server.traffic import Traffic
 
 __all__ = ["Here", "Reader", "State", "Writer", "errors"]
 
@@ -39,8 +41,10 @@ class State:
     intake: Intake
     hub: Hub
     library: Library
+    searcher: Searcher
     readiness: Readiness
     metrics: Metrics
+    traffic: Traffic
     large_bodies: asyncio.Semaphore
 
     @property
@@ -70,6 +74,8 @@ async def _enter(
 ) -> Access:
     address = request.client.host if request.client is not None else ""
     project = named(request.path_params["project"])
+    # Not for the log: nobody has been let in.
+    request.scope.setdefault("state", {})["asked"] = project_hash(project)
     credential = None
     if credentials is not None:
         raw = credentials.credentials.encode("latin-1", "replace")
