@@ -24,7 +24,6 @@ from mkdocs.structure.files import File, Files
 from moss_voice import errors
 
 __all__ = [
-    "ARRIVING",
     "BORROWED",
     "command_line",
     "error_codes",
@@ -45,8 +44,6 @@ BORROWED: Final = {
     "moss_voice/models/minilm/MODEL_CARD.md": "model-card.md",
 }
 EXAMPLES: Final = "examples.md"
-# Pages that the navigation names and that are still being written.
-ARRIVING: Final = ("dashboard.md", "inspector.md", "observability.md")
 
 _LINK: Final = re.compile(r"(?<=\]\()(?P<path>[^()\s#:]+)(?P<anchor>#[^()\s]*)?(?=\))")
 _COMMANDS: Final = "<!-- the commands -->"
@@ -80,11 +77,6 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     made = {EXAMPLES: examples()}
     for name, page in BORROWED.items():
         made[page] = (ROOT / name).read_text(encoding="utf-8")
-    for page in ARRIVING:
-        if files.get_file_from_path(page) is None:
-            made[page] = (
-                f"# {page.removesuffix('.md').capitalize()}\n\nThis page is being written.\n"
-            )
     for page, text in made.items():
         files.append(File.generated(config, page, content=text))
     return files

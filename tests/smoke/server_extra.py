@@ -38,6 +38,18 @@ async def a_call_is_handed_over(url: str, key: str, folder: Path) -> None:
     assert counts == [1, 2]
 
 
+async def a_search(url: str, key: str) -> None:
+    """The server embeds the question with the model in the wheel."""
+    request = urllib.request.Request(
+        f"{url}/v1/projects/acme/indexes/call-42/search",
+        data=json.dumps({"query": "double charge in spring"}).encode(),
+        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as answer:
+        found = json.load(answer)
+    assert found["documents"][0]["text"] == "I was charged twice in March", found
+
+
 async def the_missing_extra_is_named(folder: Path) -> None:
     """Encryption is an extra of its own, and who asks for it without is told which."""
     assert find_spec("cryptography") is None, "the server must do without"
@@ -75,9 +87,14 @@ def main() -> None:
             assert server.stdout is not None
             url = json.loads(server.stdout.readline())["url"]
             asyncio.run(a_call_is_handed_over(url, key, folder))
-            for path in ("/docs", "/openapi.json", "/metrics", "/readyz"):
+            for path in ("/docs", "/openapi.json", "/metrics", "/readyz", "/"):
                 with urllib.request.urlopen(url + path) as answer:
                     assert answer.status == 200
+                    page = answer.read().decode()
+            # The dashboard's templates are in the wheel; without a session it asks for a key.
+            assert "<form" in page
+            assert 'type="password"' in page
+            asyncio.run(a_search(url, key))
         finally:
             server.terminate()
             assert server.wait(60) == 0
