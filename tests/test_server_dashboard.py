@@ -308,6 +308,8 @@ def test_a_filter_is_built_by_keyboard_alone(tab: Tab, site: Site) -> None:
     page = tab.page
     enter(page, site)
     open_index(page, site, SHELF)
+    offered = page.locator("#fields option").evaluate_all("all => all.map(one => one.value)")
+    assert offered == ["price", "kind", "rare"]
     page.focus("body")
     tab_to(page, ".filter > summary")
     page.keyboard.press("Enter")

@@ -214,7 +214,9 @@ def test_jobs_and_long_names_on_their_pages(tmp_path: Path) -> None:
 
     async def fill() -> str:
         for name in names:
-            await log.write_commit("p", version(name, 1))
+            await log.write_commit(
+                "p", version(name, 1, ttl_s=30 * 86400 if name == "a/b" else None)
+            )
         await log.objects.put("p/~jobs/broken.json", b"{", if_absent=False)
         return (await log.keys.create("p")).key
 
@@ -223,7 +225,9 @@ def test_jobs_and_long_names_on_their_pages(tmp_path: Path) -> None:
     with serve_here(log, Settings()) as (url, _), httpx.Client(headers=headers) as client:
         client.post(f"{url}/ui/sign-in", data={"project": "p", "key": key})
         assert "its record cannot be read" in client.get(f"{url}/ui/jobs").text
-        links = re.findall('href="(/ui/index[?]name=[^"]+)"', client.get(f"{url}/").text)
+        shown = client.get(f"{url}/").text
+        assert shown.count("kept 30 d") == 1
+        links = re.findall('href="(/ui/index[?]name=[^"]+)"', shown)
         assert len(links) == len(names)
         for link, name in zip(links, sorted(names), strict=True):
             # The history needs no segment, of which there are none here.
