@@ -1,8 +1,9 @@
 """`python -m benchmarks.recording`: what a call pays for being recorded.
 
-The same recorded calls, played turn by turn into two memories beside the same knowledge, one recorded and
-one not, in turn: which comes first changes with each turn. Speakers take time, so a pause stands between two
-turns in which the recorder does what it does beside the call; without one its work falls into the next turn.
+The same recorded calls, each played twice beside the same knowledge, once recorded and once not; which comes
+first changes from call to call, and all other calls are played in between, so that no embedding of the first
+time is remembered the second. Speakers take time, so a pause stands between two turns, in which the recorder
+does what it does beside the call; without one its work falls into the next turn.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from benchmarks.corpus import corpus
 from benchmarks.run import Row, machine
-from moss_voice import CallMemory, MossClient
+from moss_voice import MossClient
 
 _PATIENT_MS = 60_000.0
 
@@ -37,30 +38,28 @@ async def measure(*, passages: int, calls: int, pause_s: float) -> Row:
             cloud=root / "cloud", cache_path=root / "cache", journal_path=root / "journal"
         ) as client:
             await client.create_index("faq", texts.passages)
-            for number, said in enumerate(texts.calls[:calls]):
-                pair: dict[str, CallMemory] = {}
-                for kind in ("plain", "recorded"):
-                    pair[kind] = await client.call(
-                        f"{kind}-{number}",
+            for twice in (0, 1):
+                for number, said in enumerate(texts.calls[:calls]):
+                    kind = "recorded" if (number + twice) % 2 else "plain"
+                    memory = await client.call(
+                        f"call-{number}-{twice}",
                         knowledge=["faq"],
                         deadline_ms=_PATIENT_MS,
                         record=root / "rec" if kind == "recorded" else False,
                     )
-                for place, (speaker, text) in enumerate(said):
-                    turns += 1
-                    order = list(pair.items())[:: -1 if place % 2 else 1]
-                    for kind, memory in order:
+                    for speaker, text in said:
                         if speaker != "agent":
                             begun = time.perf_counter()
                             await memory.context(text)
                             took["context_ms"][kind].append((time.perf_counter() - begun) * 1e3)
+                            await asyncio.sleep(pause_s)
                         begun = time.perf_counter()
                         await memory.heard(text, speaker)
                         took["heard_ms"][kind].append((time.perf_counter() - begun) * 1e3)
                         await asyncio.sleep(pause_s)
-                path = await pair["recorded"].recorded()
-                for memory in pair.values():
-                    if memory is pair["recorded"] and path is not None:
+                    path = await memory.recorded()
+                    if path is not None:
+                        turns += len(said)
                         size += path.stat().st_size
                     await memory.discard()
     return {

@@ -185,11 +185,11 @@ def test_nothing_that_was_promised_is_lost_over_a_bad_line(tmp_path: Path) -> No
     path = tmp_path / "faults.json"
     benchmark(
         "benchmarks.cloud_faults",
-        *("--operations", "240", "--workers", "6", "--kill-every-s", "5", "--json", str(path)),
+        *("--operations", "150", "--workers", "6", "--kill-every-s", "4", "--json", str(path)),
     )
     report = json.loads(path.read_text(encoding="utf-8"))
     assert report["wrong"] == []
-    assert report["operations"] == 240
+    assert report["operations"] == 150
     counts = report["counts"]
     assert counts["push completed"] > 20
     assert counts["left in the outbox"] == 0

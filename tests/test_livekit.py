@@ -112,8 +112,8 @@ def texts_of(message: llm.ChatMessage) -> str:
 async def test_every_spoken_turn_of_real_calls_is_pushed_exactly_once(
     data_dir: Path, client: MossClient
 ) -> None:
-    """20 calls of 8 sources, spoken in a real session: index, host and script tell the same turns."""
-    scripts = _varied(list(read_calls(data_dir / "calls" / "calls.dev.jsonl")), 20)
+    """12 calls of 8 sources, spoken in a real session: index, host and script tell the same turns."""
+    scripts = _varied(list(read_calls(data_dir / "calls" / "calls.dev.jsonl")), 12)
 
     async def run(script: CallScript) -> None:
         call = SimulatedCall(ScriptedLLM.following(script))

@@ -123,12 +123,12 @@ def _faq() -> list[DocumentInfo]:
 async def test_every_spoken_turn_of_real_calls_is_pushed_exactly_once(
     data_dir: Path, client: MossClient
 ) -> None:
-    """20 calls of several sources, spoken in a real pipeline: index, host and script tell the same."""
+    """12 calls of several sources, spoken in a real pipeline: index, host and script tell the same."""
     by_source: dict[str, list[CallScript]] = {}
     for script in read_calls(data_dir / "calls" / "calls.dev.jsonl"):
         by_source.setdefault(script.source, []).append(script)
     rounds = max(map(len, by_source.values()))
-    scripts = [of[n] for n in range(rounds) for of in by_source.values() if n < len(of)][:20]
+    scripts = [of[n] for n in range(rounds) for of in by_source.values() if n < len(of)][:12]
 
     async def run(script: CallScript) -> None:
         memory = remembering(client, call_id=script.id)

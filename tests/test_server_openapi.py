@@ -84,7 +84,7 @@ def test_the_server_is_as_it_is_described(
         server,
         document,
         tmp_path,
-        *("--header", f"Authorization: Bearer {key}", "--max-examples", "25"),
+        *("--header", f"Authorization: Bearer {key}", "--max-examples", "10"),
         # What a shape cannot say: the hash in the path, the order of versions, that a vector is not zero.
         *("--exclude-checks", "positive_data_acceptance"),
     )

@@ -103,7 +103,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         elif path in BORROWED:
             target = BORROWED[path]
         elif path.startswith("examples/"):
-            target, anchor = EXAMPLES, f"#{_anchor(posixpath.basename(path))}"
+            name = posixpath.basename(path)
+            target, anchor = EXAMPLES, f"#{_anchor(name)}" if name.endswith(".py") else anchor
         else:
             return link[0]
         return posixpath.relpath(target, here or ".") + anchor
