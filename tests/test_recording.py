@@ -219,6 +219,21 @@ async def test_when_a_turn_ended(tmp_path: Path) -> None:
     }
 
 
+async def test_a_draft_belongs_to_the_turn_that_it_begins(
+    client: MossClient, tmp_path: Path
+) -> None:
+    """What is asked before a turn is over is a draft of the reply to it; words said elsewhere stay apart."""
+    call = await client.call("call-1", record=tmp_path / "rec", deadline_ms=LONG_MS)
+    await call.heard("how much is it then", id="before")
+    await call.context("how much is it")
+    await call.context("how much is it to park there?")
+    await call.heard("how much is it to park there?", id="turn")
+    await call.context("something that nobody says")
+    recording = await recorded(call)
+    assert [context.turn_id for context in recording.contexts] == ["turn", "turn", None]
+    assert [context.number for context in recording.contexts_of("turn")] == [1, 2]
+
+
 REASONS_FAQ = {
     "near": "the parcel costs money",
     "same": "the parcel costs money",

@@ -694,6 +694,12 @@ def _attributed(read: _Read) -> Iterator[RecordedContext]:
                 for turn, own in said
                 if own == words or (context.is_turn and own in words)
             ]
+            # A draft, asked for before the turn was over.
+            near = near or [
+                (read.line_of[turn.id] - asked, -turn.number, turn.id)
+                for turn, own in said
+                if context.is_turn and read.line_of[turn.id] > asked and own.startswith(words)
+            ]
             found = min(near)[2] if near else None
         turn = read.turns.get(found) if found is not None else None
         # On what is played faster than it was said, the clock tells nothing.

@@ -42,7 +42,7 @@ class Options:
         call: The one call to play; all where None.
         limit: The most calls.
         save: Push to the user's cloud, not to a temporary one.
-        record: Keep a recording of each call; in this directory, or where they usually are.
+        record: Keep a recording of each call; else as the environment says.
         brief: A line per call in place of its turns.
     """
 
@@ -53,7 +53,7 @@ class Options:
     call: str | None = None
     limit: int | None = None
     save: bool = False
-    record: bool | Path = False
+    record: bool = False
     brief: bool = False
     pace: Pace = Pace.FAST
     top_k: int = 5
@@ -225,7 +225,7 @@ async def _play(
         without=options.without,
         top_k=options.top_k,
         deadline_ms=options.deadline_ms,
-        record=options.record,
+        record=True if options.record else None,
     )
     try:
         async for played in play(call, script, pace=options.pace, visible=options.visible):
