@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import stat
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import asdict
@@ -33,7 +34,7 @@ from moss_voice.errors import (
 )
 from moss_voice.session import SessionIndex
 from moss_voice.types import CallContext
-from tests.spoken_words import MODEL, SpokenWords, index_of, new_remote
+from tests.spoken_words import F32, MODEL, SpokenWords, index_of, new_remote
 
 GOLDEN = Path(__file__).parent / "golden" / "recording-1.jsonl"
 LONG_MS = 60_000.0
@@ -340,21 +341,37 @@ async def test_times_add_up(client: MossClient, tmp_path: Path) -> None:
     assert second.hits == first.hits
 
 
+class Held(SpokenWords):
+    """Answers queries only once it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = threading.Event()
+
+    def embed_query(self, text: str) -> F32:
+        # Opening a call embeds a word of its own.
+        if text != "hello":
+            assert self.free.wait(30.0)
+        return super().embed_query(text)
+
+
 async def test_a_late_context_is_told_with_what_came_after_all(tmp_path: Path) -> None:
     """It was empty for the host; where its time went, and what it missed, is in the recording."""
-    model = SpokenWords()
+    model = Held()
     recorder = Recorder.create(tmp_path, project="p", cloud=None, call="call")
     session = SessionIndex("call", model_id=MODEL, embedder=model, remote=new_remote())
-    call = await CallMemory.open(session, recorder=recorder, deadline_ms=0.0, min_score=0.0)
+    call = await CallMemory.open(session, recorder=recorder, deadline_ms=5.0, min_score=0.0)
     await call.heard("the parcel costs three", "agent")
     context = await call.context("what does the parcel cost?")
     assert context.outcome == "late"
+    model.free.set()
     recording = await recorded(call)
     (late,) = recording.contexts
     assert late.outcome == "late"
     assert late.hits == ()
     assert late.text == ""
     assert late.timing is not None
+    assert late.timing.embed_ms >= 5.0
 
 
 async def test_lookups_of_tools_are_told(client: MossClient, tmp_path: Path) -> None:
