@@ -49,6 +49,8 @@ README_MARKS = {
 }
 # Shell that has a test of its own.
 ELSEWHERE = {"docs/cloud.md": "tests/test_docs_cloud.py"}
+# Pages whose blocks set up what a process has once: they run in one of their own.
+ALONE = {"docs/observability.md"}
 # More than these many blocks may not go unrun or uncompared.
 MOST_NOT_RUN = 10
 MOST_SAMPLES = 10
@@ -265,6 +267,20 @@ def test_outputs_are_compared() -> None:
 @pytest.mark.parametrize("where", WITH_BLOCKS)
 def test_page_runs(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page's blocks, in order, in one directory and one namespace, do what they say."""
+    if where in ALONE and os.environ.get("DOCS_ALONE") != where:
+        test = f"{Path(__file__).relative_to(ROOT)}::{test_page_runs.__name__}[{where}]"
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+            cwd=ROOT,
+            env={**os.environ, "DOCS_ALONE": where},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+        assert "1 passed" in done.stdout
+        return
     monkeypatch.chdir(tmp_path)
     # The blocks are about what is recalled, and this machine may be busy.
     defaults = MossClient.call.__kwdefaults__

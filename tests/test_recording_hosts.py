@@ -88,6 +88,7 @@ async def test_a_pipecat_pipeline_is_recorded(
         async with call:
             await call.start()
             await call.caller_says("how long does a refund take")
+        await memory.memory.recorded()
     recording = await asyncio.to_thread(read, tmp_path)
     caller = next(turn for turn in recording.turns if turn.speaker == "caller")
     contexts = recording.contexts_of(caller.id)
