@@ -119,7 +119,7 @@ class MossVoiceMemory(FrameProcessor):
                 private.
             options: See `MossClient.call`: `without` (parts of the retrieval to leave out, such as
                 `["gate"]`), `model_id`, `top_k`, `alpha`, `min_score`, `max_tokens`, `deadline_ms`,
-                `journal`, `redact`, `ttl`.
+                `journal`, `redact`, `record`, `ttl`.
             kwargs: For `FrameProcessor`: `name` and others.
         """
         super().__init__(**kwargs)

@@ -62,7 +62,7 @@ async def attach(
         trace_text: True puts the query and the block into the spans; they are private.
         options: See `MossClient.call`: `without` (parts of the retrieval to leave out, such as
             `["gate"]`), `model_id`, `top_k`, `alpha`, `min_score`, `max_tokens`, `deadline_ms`,
-            `journal`, `redact`, `ttl`.
+            `journal`, `redact`, `record`, `ttl`.
 
     Returns:
         The call's memory, ended with the session; ending it earlier is fine.
