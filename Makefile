@@ -104,7 +104,7 @@ chromium:
 		|| echo "No Chromium here, and none could be installed: the tests of the pages are skipped."
 
 # Tests wait for servers, processes and speech most of the time; those of a file share what they start.
-SIDE_BY_SIDE := --numprocesses 4 --dist loadfile
+SIDE_BY_SIDE := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The installations wait for the network, so they go on beside each other and the linters.
 test: $(READY)

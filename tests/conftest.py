@@ -15,6 +15,50 @@ import pytest
 
 _ROOT = Path(__file__).resolve().parent.parent
 _tests = count(1)
+# The files that take the longest: begun first, or the others would wait for one of them at the end.
+_LONGEST = [
+    "test_benchmarks",
+    "test_livekit_jobs",
+    "test_demo",
+    "test_livekit",
+    "test_client_over_http",
+    "test_pipecat",
+    "test_docs_cloud",
+    "test_observability",
+    "test_pipecat_ends",
+    "test_server_dashboard",
+    "test_server_openapi",
+    "test_docs_site",
+    "test_inspector_page",
+    "test_redaction",
+    "test_cloud_store",
+    "test_quality",
+    "test_replay",
+    "test_recall",
+    "test_examples",
+    "test_inspector_serving",
+    "test_server_checks",
+    "test_server_process",
+    "test_crash",
+    "test_vectors",
+    "test_handoff",
+    "test_examples_agents",
+    "test_inspect_cli",
+    "test_server_dashboard_doors",
+    "test_inspector_engine",
+    "test_recording",
+    "test_docs",
+    "test_server_events",
+    "test_livekit_simulator",
+    "test_pipecat_simulator",
+    "test_server_search",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take the longest first; within a file nothing moves."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def _settle(patch: pytest.MonkeyPatch, home: Path) -> None:

@@ -211,7 +211,7 @@ def test_the_llm_is_asked_once_for_each_turn_and_its_history_stays_clean(told: T
     assert 0 < host["delay_ms"]["median"] <= host["delay_ms"]["max"]
 
 
-@pytest.mark.parametrize(("host", "width"), [("livekit", 80), ("none", 80), ("none", 120)])
+@pytest.mark.parametrize(("host", "width"), [("livekit", 80), ("none", 120)])
 def test_text_fits_and_is_plain_where_nobody_watches(
     host: str, width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
