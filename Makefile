@@ -94,7 +94,7 @@ $(OLDEST)/.ready: pyproject.toml | $(READY)
 	@touch $@
 
 pipecat-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) -m "not slow" tests/test_pipecat.py tests/test_pipecat_ends.py
+	$(OLDEST)/bin/python -m pytest --numprocesses 2 --dist load -m "not slow" tests/test_pipecat.py tests/test_pipecat_ends.py
 
 # The browser of the pages' tests: the one that is here, else Debian's, where we may install it.
 chromium:

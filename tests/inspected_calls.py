@@ -199,6 +199,7 @@ async def demo_recording(folder: Path, **options: Any) -> Recording:
                 pass
         finally:
             await call.end()
+            await call.recorded()
     (path,) = find_recordings(folder / "recordings")
     return read_recording(path)
 
