@@ -19,10 +19,15 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 export UV_NATIVE_TLS = 1
 export UV_SYSTEM_CERTS = 1
 
+# hnswlib comes as source alone: compiled once, not for every environment of the tests.
+BUILT := build/built/$(VENV)
+
 # install(python, what): with uv where it is to be had and works, else with pip.
 define install
-	{ test -x $(VENV)/bin/uv && $(VENV)/bin/uv pip install --quiet --python $(1) --constraint constraints.txt $(2); } \
-		|| $(1) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(2)
+	{ test -x $(VENV)/bin/uv && $(VENV)/bin/uv pip install --quiet --python $(1) --constraint constraints.txt \
+		--find-links $(BUILT) $(2); } \
+		|| $(1) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--find-links $(BUILT) $(2)
 endef
 
 $(READY): pyproject.toml constraints.txt
@@ -30,6 +35,9 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv >/dev/null 2>&1 || true
 	@echo "Installing moss-voice and its tools into $(VENV) (hnswlib is compiled: about a minute)"
+	@mkdir -p $(BUILT)
+	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --constraint constraints.txt \
+		--wheel-dir $(BUILT) hnswlib || true
 	@$(call install,$(PY),--editable '$(SELF)')
 	@touch $@
 
@@ -58,7 +66,7 @@ check: $(READY)
 wheel: smoke-bare smoke-livekit smoke-pipecat smoke-server
 
 wheel-built: $(READY)
-	@rm -rf build/wheel && mkdir -p build/wheel
+	@rm -rf build/wheel && mkdir -p build/wheel $(BUILT)
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 
 smoke-bare: wheel-built
@@ -88,9 +96,9 @@ OLDEST := build/pipecat-oldest
 $(OLDEST)/.ready: pyproject.toml | $(READY)
 	@rm -rf $(OLDEST) && $(PY) -m venv $(OLDEST)
 	@{ test -x $(VENV)/bin/uv && $(VENV)/bin/uv pip install --quiet --python $(OLDEST)/bin/python \
-		--editable '.[pipecat,dev]' pipecat-ai==1.8.0; } \
+		--find-links $(BUILT) --editable '.[pipecat,dev]' pipecat-ai==1.8.0; } \
 		|| $(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--editable '.[pipecat,dev]' pipecat-ai==1.8.0
+		--find-links $(BUILT) --editable '.[pipecat,dev]' pipecat-ai==1.8.0
 	@touch $@
 
 pipecat-oldest: $(OLDEST)/.ready
