@@ -491,6 +491,14 @@ def test_the_documented_turn_is_the_real_one(live: InspectorServer) -> None:
     sums = re.findall(r"faq#([\w-]+)</a>.*?rank <b>([\d.]+)</b>", turn_14, re.DOTALL)[:3]
     assert sums[1] == ("when-can-an-engineer-come", "0.40")
     assert sums[2] == ("what-is-a-line-test", "0.39")
-    again = {"text": context.query, "until": context.last_turn, "is_turn": True, "alpha": 1.0}
-    found = re.findall(r"faq#([\w-]+)</a>", ask(live, "search", again)[1])
-    assert found[:2] == ["how-long-does-installation-take", "when-can-an-engineer-come"]
+    again = {"text": context.query, "context": context.number, "is_turn": True}
+    ranked: dict[float, list[tuple[str, float]]] = {}
+    for alpha in (1.0, 0.4):
+        answer = ask(live, "search", {**again, "alpha": alpha})[1]
+        hits = re.findall(r"faq#([\w-]+)</a>.*?rank <b>([\d.]+)</b>", answer, re.DOTALL)[:5]
+        ranked[alpha] = [(name, float(told)) for name, told in hits]
+    assert ranked[1.0][3][0] == "what-is-a-line-test"
+    assert ranked[1.0][0][1] - ranked[1.0][3][1] <= 0.021
+    lead = context.hits[0].parts.total - context.hits[1].parts.total
+    assert ranked[0.4][0][0] == "what-is-a-line-test"
+    assert ranked[0.4][0][1] - ranked[0.4][1][1] > lead
