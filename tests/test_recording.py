@@ -371,7 +371,8 @@ async def test_a_late_context_is_told_with_what_came_after_all(tmp_path: Path) -
     assert late.hits == ()
     assert late.text == ""
     assert late.timing is not None
-    assert late.timing.embed_ms >= 5.0
+    # Where it waited is up to the machine; the host's deadline had passed before it was done.
+    assert late.timing.queued_ms + late.timing.embed_ms >= 4.0
 
 
 async def test_lookups_of_tools_are_told(client: MossClient, tmp_path: Path) -> None:
