@@ -18,7 +18,9 @@ async def main(folder: str) -> None:
     async with MossClient(cloud=folder) as client:
         await client.create_index("support-faqs", FAQ)
 
-        call = await client.call("call-123", knowledge=["support-faqs"])
+        call = await client.call(
+            "call-123", knowledge=["support-faqs"], deadline_ms=1_000
+        )  # 50 ms by default
         await call.heard(
             "hi, I'm Ines Ibarra, I was charged twice, forty nine ninety nine", speaker="caller"
         )
